@@ -1,0 +1,10 @@
+//! Fused ops, forward and backward: one file per op, each with its slow reference in its tests.
+//!
+//! Ops take candle tensors: what they read through [`view::read`], what they write through
+//! [`view::write`] into preallocated outputs. This is the only module with `unsafe`.
+//!
+//! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
+
+pub mod dropout;
+pub mod pool;
+pub mod view;

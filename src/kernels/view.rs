@@ -1,0 +1,102 @@
+//! The bridge between candle's tensors and the slices that kernels work on.
+//!
+//! candle hands out shared storage only ([`Tensor::storage_and_layout`]); to write into an existing tensor
+//! one goes through an in-place op. Reading and writing two views of *one* storage at a time would wait
+//! for its lock for ever, so an op's outputs never share storage with its inputs.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+/// Calls `f` with the elements of a contiguous f32 CPU tensor.
+///
+/// # Errors
+/// If the tensor is not f32, not contiguous or not on the CPU.
+pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(data)) = &*storage else {
+        bail!("expected an f32 tensor on the CPU")
+    };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(f(&data[start..end])),
+        None => bail!("expected a contiguous tensor"),
+    }
+}
+
+/// Calls `f` with the mutable elements of a contiguous f32 CPU tensor; every view of the same storage sees
+/// the change.
+///
+/// # Errors
+/// If the tensor is not f32, not contiguous or not on the CPU, and what `f` answers.
+pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
+    let op = Write {
+        state: RefCell::new(State::Pending(f)),
+    };
+    tensor.inplace_op1(&op)?;
+    match op.state.into_inner() {
+        State::Done(result) => Ok(result),
+        State::Pending(_) | State::Running => bail!("the in-place op did not run"),
+    }
+}
+
+enum State<F, R> {
+    Pending(F),
+    Running,
+    Done(R),
+}
+
+struct Write<F, R> {
+    state: RefCell<State<F, R>>,
+}
+
+impl<F: FnOnce(&mut [f32]) -> Result<R>, R> InplaceOp1 for Write<F, R> {
+    fn name(&self) -> &'static str {
+        "view-write"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(data) = storage else {
+            bail!("expected an f32 tensor on the CPU")
+        };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor")
+        };
+        let State::Pending(f) = self.state.replace(State::Running) else {
+            bail!("the in-place op ran twice")
+        };
+        let result = f(&mut data[start..end])?;
+        self.state.replace(State::Done(result));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn writes_through_a_view_reach_the_whole() {
+        let whole = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
+        let row = whole.narrow(0, 1, 1).unwrap();
+        write(&row, |x| {
+            x.copy_from_slice(&[1.0, 2.0]);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(
+            read(&whole, <[f32]>::to_vec).unwrap(),
+            [0.0, 0.0, 1.0, 2.0, 0.0, 0.0]
+        );
+    }
+
+    #[test]
+    fn strided_or_other_dtypes_are_refused() {
+        let t = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
+        assert!(read(&t.t().unwrap(), |_| ()).is_err());
+        let u = Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap();
+        assert!(read(&u, |_| ()).is_err());
+        assert!(write(&u, |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,4 @@
+pub mod domain;
+pub mod kernels;
+pub mod layers;
+pub mod store;
