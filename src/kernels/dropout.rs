@@ -13,6 +13,8 @@ const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Blocks computed side by side, so that the compiler can use vector registers.
 const LANES: usize = 16;
+/// The lower half of a u64.
+const LOW: u64 = 0xFFFF_FFFF;
 /// Elements decided by one block.
 const DRAWS: usize = 8;
 /// Elements decided at a time.
@@ -121,18 +123,15 @@ impl Dropout {
     fn blocks(&self, token: u64, first: usize) -> [[u32; LANES]; 4] {
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "rows are far shorter than 2^32 columns, and both halves of the token are used"
+            reason = "rows are far shorter than 2^32 columns, and there are 16 lanes"
         )]
-        let (first, token) = (first as u32, [token as u32, (token >> 32) as u32]);
-        let mut counter = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
-            #[expect(clippy::cast_possible_truncation, reason = "LANES is 16")]
-            let block = first.wrapping_add(lane as u32);
-            counter[0][lane] = block;
-            counter[1][lane] = self.site;
-            counter[2][lane] = token[0];
-            counter[3][lane] = token[1];
-        }
+        let block = |lane: usize| u64::from((first as u32).wrapping_add(lane as u32));
+        let counter = [
+            std::array::from_fn(block),
+            [u64::from(self.site); LANES],
+            [token & LOW; LANES],
+            [token >> 32; LANES],
+        ];
         philox(counter, self.key)
     }
 }
@@ -164,25 +163,29 @@ pub fn attention_key(token: u64, head: u32) -> u64 {
     (token & 0x00FF_FFFF_FFFF_FFFF) | (u64::from(head) << 56)
 }
 
+/// Words are the lower halves of u64 lanes: vector units multiply these without moving them about. The
+/// upper halves are whatever the last multiplication left there.
 #[inline(always)]
-fn philox(mut counter: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
+fn philox(mut counter: [[u64; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
     for _ in 0..ROUNDS {
-        let mut next = [[0u32; LANES]; 4];
+        let [k0, k1] = key.map(u64::from);
+        let [mut c0, mut c1, mut c2, mut c3] = counter;
         for lane in 0..LANES {
-            let first = u64::from(counter[0][lane]) * u64::from(MULTIPLIER[0]);
-            let second = u64::from(counter[2][lane]) * u64::from(MULTIPLIER[1]);
-            #[expect(clippy::cast_possible_truncation, reason = "high and low words")]
-            {
-                next[0][lane] = (second >> 32) as u32 ^ counter[1][lane] ^ key[0];
-                next[1][lane] = second as u32;
-                next[2][lane] = (first >> 32) as u32 ^ counter[3][lane] ^ key[1];
-                next[3][lane] = first as u32;
-            }
+            let first = (c0[lane] & LOW) * u64::from(MULTIPLIER[0]);
+            let second = (c2[lane] & LOW) * u64::from(MULTIPLIER[1]);
+            c0[lane] = (second >> 32) ^ c1[lane] ^ k0;
+            c1[lane] = second;
+            c2[lane] = (first >> 32) ^ c3[lane] ^ k1;
+            c3[lane] = first;
         }
-        counter = next;
+        counter = [c0, c1, c2, c3];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    counter
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower halves are the words"
+    )]
+    counter.map(|words| words.map(|word| word as u32))
 }
 
 #[cfg(test)]
@@ -192,7 +195,7 @@ mod tests {
     /// Known answers published with the paper's reference implementation (philox4x32, 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        let all = |x: u32| [[x; LANES]; 4];
+        let all = |x: u32| [[u64::from(x); LANES]; 4];
         let zeros = philox(all(0), [0, 0]);
         let expected = [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8];
         assert_eq!(zeros.map(|w| w[3]), expected);
