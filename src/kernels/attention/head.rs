@@ -14,6 +14,8 @@ use crate::kernels::pool::Disjoint;
 
 /// Queries done at a time, so that their scores stay in the cache.
 const BLOCK: usize = 64;
+/// Queries whose scores go through the softmax and are converted while in the innermost cache.
+const PART: usize = 8;
 
 /// One task: rows of the packed tensors, columns `head * dim ..` of their `hidden`.
 pub struct Head<'a> {
@@ -57,6 +59,8 @@ struct Scratch {
     scores: Aligned,
     gradients: Aligned,
     left: Aligned,
+    ds_columns: Aligned,
+    p_columns: Aligned,
 }
 
 impl Head<'_> {
@@ -85,15 +89,12 @@ impl Head<'_> {
                 let (queries, n) = (self.block_rows(&block), block.len());
                 let scores = scratch.scores.floats(n * self.stride());
                 self.scores(q, &queries, keys, &mut scratch.left, scores);
-                let row_keys = self.row_keys(&block);
-                let rows = self.softmax(&row_keys[..n]);
-                probabilities(self.engine.cpu(), rows, scores, &mut block_lse[..n]);
-                for (row, value) in queries.clone().zip(block_lse) {
+                let left = self.softmax(&block, scores, &mut block_lse, &mut scratch.left);
+                self.product(left, values, Start::Zero, ctx, &queries);
+                for (row, value) in queries.zip(block_lse) {
                     // SAFETY: a head owns its column of its sequence's rows.
                     unsafe { *lse.pointer(row * self.heads + self.head) = value };
                 }
-                let left = self.left(scores, self.stride(), n, self.stride(), &mut scratch.left);
-                self.product(left, values, Start::Zero, ctx, &queries);
             }
         });
     }
@@ -116,41 +117,132 @@ impl Head<'_> {
                 let ds = scratch.gradients.floats(n * stride);
                 self.scores(inputs.q, &queries, keys, left, p);
                 self.scores(inputs.dctx, &queries, values, left, ds);
-                self.softmax_backward(inputs, &block, p, ds);
+                let converted = [left, &mut scratch.ds_columns, &mut scratch.p_columns];
+                let [ds, ds_columns, p_columns] =
+                    self.softmax_backward(inputs, &block, p, ds, converted);
 
-                let rows = self.left(ds, stride, n, stride, left);
-                self.product(rows, keys_down, Start::Zero, dq, &queries);
+                self.product(ds, keys_down, Start::Zero, dq, &queries);
                 let q = self.rows(inputs.q, &queries, n, &mut scratch.queries);
-                let columns = self.left_transposed(ds, n, left);
-                self.product(columns, q, start, dk, &self.keys);
+                self.product(ds_columns, q, start, dk, &self.keys);
                 let dctx = self.rows(inputs.dctx, &queries, n, &mut scratch.outputs);
-                let columns = self.left_transposed(p, n, left);
-                self.product(columns, dctx, start, dv, &self.keys);
+                self.product(p_columns, dctx, start, dv, &self.keys);
                 start = Start::Out;
             }
         });
     }
 
-    /// Scores become probabilities, and the gradients of these those of the scores.
-    fn softmax_backward(
+    /// Scores become probabilities, as the left factor of the product with v.
+    fn softmax<'b>(
+        &self,
+        block: &Range<usize>,
+        scores: &'b mut [f32],
+        lse: &mut [f32; BLOCK],
+        buffer: &'b mut Aligned,
+    ) -> Left<'b> {
+        let (n, stride) = (block.len(), self.stride());
+        let (row_keys, words) = (self.row_keys(block), self.engine.words(stride));
+        let converted = self.converts().then(|| buffer.words(n * words));
+        let left = converted.unwrap_or_default();
+        for start in (0..n).step_by(PART) {
+            let part = start..(start + PART).min(n);
+            let rows = self.softmax_rows(&row_keys[part.clone()]);
+            let scores = &mut scores[part.start * stride..part.end * stride];
+            probabilities(self.engine.cpu(), rows, scores, &mut lse[part.clone()]);
+            if self.converts() {
+                let out = &mut left[part.start * words..part.end * words];
+                convert_rows(self.engine, scores, stride, part.len(), stride, out);
+            }
+        }
+        if self.converts() {
+            Left::rows(left, words)
+        } else {
+            Left::rows(as_words(scores), stride)
+        }
+    }
+
+    /// Scores become probabilities, and the gradients of these those of the scores: `ds` and its transpose
+    /// and the transpose of `p` as left factors.
+    fn softmax_backward<'b>(
         &self,
         inputs: &Inputs<'_>,
         block: &Range<usize>,
-        p: &mut [f32],
-        ds: &mut [f32],
-    ) {
-        let (cpu, n) = (self.engine.cpu(), block.len());
+        p: &'b mut [f32],
+        ds: &'b mut [f32],
+        buffers: [&'b mut Aligned; 3],
+    ) -> [Left<'b>; 3] {
+        let (engine, n, stride) = (self.engine, block.len(), self.stride());
         let queries = self.block_rows(block);
         let mut deltas = [0f32; BLOCK];
         let [ctx, dctx] = [inputs.ctx, inputs.dctx].map(|x| self.of_head(x, &queries));
-        inner_products(cpu, ctx, dctx, self.hidden, self.dim, &mut deltas[..n]);
+        inner_products(
+            engine.cpu(),
+            ctx,
+            dctx,
+            self.hidden,
+            self.dim,
+            &mut deltas[..n],
+        );
         let mut lse = [0f32; BLOCK];
         for (row, lse) in queries.zip(&mut lse) {
             *lse = inputs.lse[row * self.heads + self.head];
         }
         let row_keys = self.row_keys(block);
-        let rows = self.softmax(&row_keys[..n]);
-        gradients(cpu, rows, &lse, &deltas, p, ds);
+        let along = engine.words(stride);
+        let sizes = [
+            n * along,
+            engine.words(n) * stride,
+            engine.words(n) * stride,
+        ];
+        let mut sizes = sizes.into_iter();
+        let converts = self.converts();
+        let [rows_out, ds_out, p_out] = buffers.map(|buffer| {
+            let size = sizes.next().unwrap_or_default();
+            buffer.words(if converts { size } else { 0 })
+        });
+        for start in (0..n).step_by(PART) {
+            let part = start..(start + PART).min(n);
+            let cells = part.start * stride..part.end * stride;
+            let (p, ds) = (&mut p[cells.clone()], &mut ds[cells]);
+            let rows = self.softmax_rows(&row_keys[part.clone()]);
+            gradients(
+                engine.cpu(),
+                rows,
+                &lse[part.clone()],
+                &deltas[part.clone()],
+                p,
+                ds,
+            );
+            if converts {
+                let count = part.len();
+                convert_rows(
+                    engine,
+                    ds,
+                    stride,
+                    count,
+                    stride,
+                    &mut rows_out[start * along..],
+                );
+                let start = engine.words(start) * stride;
+                zip_rows(engine, ds, stride, count, stride, &mut ds_out[start..]);
+                zip_rows(engine, p, stride, count, stride, &mut p_out[start..]);
+            }
+        }
+        if converts {
+            let columns = [ds_out, p_out].map(|words| Left::columns(words, stride));
+            [Left::rows(rows_out, along), columns[0], columns[1]]
+        } else {
+            let (p, ds) = (as_words(p), as_words(ds));
+            [
+                Left::rows(ds, stride),
+                Left::columns(ds, stride),
+                Left::columns(p, stride),
+            ]
+        }
+    }
+
+    /// Whether f32 must be converted for products.
+    fn converts(&self) -> bool {
+        self.engine.format() != Format::F32
     }
 
     /// Queries in blocks, counted from the sequence's first.
@@ -180,7 +272,7 @@ impl Head<'_> {
         keys
     }
 
-    fn softmax<'b>(&'b self, row_keys: &'b [u64]) -> Rows<'b> {
+    fn softmax_rows<'b>(&'b self, row_keys: &'b [u64]) -> Rows<'b> {
         Rows {
             stride: self.stride(),
             keys: self.keys.len(),
@@ -250,29 +342,13 @@ impl Head<'_> {
         depth: usize,
         buffer: &'b mut Aligned,
     ) -> Left<'b> {
-        if self.engine.format() == Format::F32 {
+        if !self.converts() {
             return Left::rows(as_words(from), stride);
         }
         let words = self.engine.words(depth);
         let out = buffer.words(rows * words);
         convert_rows(self.engine, from, stride, rows, depth, out);
         Left::rows(out, words)
-    }
-
-    /// The transpose of a block of `rows` rows of scores as the left factor of a product over the rows.
-    fn left_transposed<'b>(
-        &self,
-        block: &'b [f32],
-        rows: usize,
-        buffer: &'b mut Aligned,
-    ) -> Left<'b> {
-        let stride = self.stride();
-        if self.engine.format() == Format::F32 {
-            return Left::columns(as_words(block), stride);
-        }
-        let out = buffer.words(self.engine.words(rows) * stride);
-        zip_rows(self.engine, block, stride, rows, stride, out);
-        Left::columns(out, stride)
     }
 
     /// `out` = this head's part of some rows, times k or v.

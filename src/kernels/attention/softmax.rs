@@ -28,16 +28,16 @@ multiversion! {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
         let lse = lse.iter_mut().zip(row_keys);
         for (row, (lse, &key)) in scores.chunks_exact_mut(stride).zip(lse) {
-            row[keys..].fill(f32::NEG_INFINITY);
             let (chunks, _) = row.as_chunks_mut::<LANES>();
             let mut most = S::splat(f32::NEG_INFINITY);
-            for chunk in chunks.iter() {
-                most = most.larger(S::load(chunk));
+            for (i, chunk) in chunks.iter().enumerate() {
+                most = most.larger(S::load(chunk).first(keys - i * LANES, f32::NEG_INFINITY));
             }
             let top = most.largest() * scale;
             let mut sums = S::splat(0.0);
-            for chunk in chunks.iter_mut() {
+            for (i, chunk) in chunks.iter_mut().enumerate() {
                 let e = exp(S::load(chunk).mul_add(S::splat(scale), S::splat(-top)));
+                let e = e.first(keys - i * LANES, 0.0);
                 sums = sums.add(e);
                 e.store(chunk);
             }
@@ -57,7 +57,6 @@ multiversion! {
                     }
                 }
             }
-            row[keys..].fill(0.0);
         }
     }
 }
@@ -81,6 +80,7 @@ multiversion! {
             let (s, _) = scores.as_chunks_mut::<LANES>();
             let (g, _) = gradients.as_chunks_mut::<LANES>();
             for (group, (s, g)) in s.chunks_mut(DRAWS).zip(g.chunks_mut(DRAWS)).enumerate() {
+                let rest = keys - group * GROUP;
                 let group = (!dropout.is_none()).then(|| dropout.group::<S>(key, group));
                 for (draw, (s, g)) in s.iter_mut().zip(g).enumerate() {
                     let p = exp(S::load(s).mul_add(S::splat(scale), lse));
@@ -90,12 +90,11 @@ multiversion! {
                         dropped = p.mul(factors);
                         dp = dp.mul(factors);
                     }
-                    p.mul(S::splat(scale)).mul(dp.sub(delta)).store(g);
-                    dropped.store(s);
+                    let ds = p.mul(S::splat(scale)).mul(dp.sub(delta));
+                    ds.first(rest - draw * LANES, 0.0).store(g);
+                    dropped.first(rest - draw * LANES, 0.0).store(s);
                 }
             }
-            scores[keys..].fill(0.0);
-            gradients[keys..].fill(0.0);
         }
     }
 }

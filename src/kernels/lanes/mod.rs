@@ -31,6 +31,8 @@ pub trait Lanes: Copy {
     fn smaller(self, other: Self) -> Self;
     /// 2^n, for n in [-126, 127] in the lowest bits of the numbers' mantissas.
     fn power_of_two(self) -> Self;
+    /// The first `n` lanes, and `rest` in the others, if any.
+    fn first(self, n: usize, rest: f32) -> Self;
     /// Their sum, by halves: lanes i and i + 8, then i and i + 4, and so on.
     fn sum(self) -> f32;
     /// The largest.
@@ -143,6 +145,13 @@ impl Lanes for Portable {
         })
     }
     #[inline(always)]
+    fn first(mut self, n: usize, rest: f32) -> Self {
+        if n < LANES {
+            self.0[n..].fill(rest);
+        }
+        self
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         self.fold(|x, y| x + y)
     }
@@ -206,7 +215,7 @@ mod tests {
                 x.store(&mut row);
                 out.push(row);
             };
-            for z in [x.add(y), x.sub(y), x.mul(y), x.larger(y), x.smaller(y), shifted.power_of_two()] {
+            for z in [x.add(y), x.sub(y), x.mul(y), x.larger(y), x.smaller(y), shifted.power_of_two(), x.first(0, 2.0), x.first(5, f32::NEG_INFINITY), x.first(13, 0.0), x.first(99, 1.0)] {
                 keep(z);
             }
             keep(S::splat(x.sum()));

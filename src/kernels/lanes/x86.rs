@@ -82,6 +82,17 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn first(self, n: usize, rest: f32) -> Self {
+        if n >= LANES {
+            return self;
+        }
+        // SAFETY: see above.
+        unsafe {
+            let rest = _mm512_set1_ps(rest);
+            Self(_mm512_mask_mov_ps(rest, (1 << n) - 1, self.0))
+        }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: see above.
         unsafe {
@@ -235,6 +246,22 @@ impl Lanes for Avx2 {
                 let one = _mm256_set1_epi32(1f32.to_bits() as i32);
                 let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(*x));
                 *x = _mm256_castsi256_ps(_mm256_add_epi32(n, one));
+            }
+        }
+        self
+    }
+    #[inline(always)]
+    fn first(mut self, n: usize, rest: f32) -> Self {
+        if n >= LANES {
+            return self;
+        }
+        for (x, start) in self.0.iter_mut().zip([0, 8]) {
+            // SAFETY: see above.
+            unsafe {
+                let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                let n = _mm256_set1_epi32(n as i32 - start);
+                let keep = _mm256_castsi256_ps(_mm256_cmpgt_epi32(n, lane));
+                *x = _mm256_blendv_ps(_mm256_set1_ps(rest), *x, keep);
             }
         }
         self
