@@ -77,7 +77,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptConfig {
     /// An attempt silent for this long is given up.
-    pub lease_ms: u64,
+    pub lease_ms: i64,
     /// A trainer reports at least this often.
     pub heartbeat_ms: u64,
     /// Trainers that may die on one job before it fails.

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::telemetry::{self, LogFormat};
+
 /// Fine-tunes BERT-family encoders: POST a job, watch it live, take a Hugging Face checkpoint.
 #[derive(Parser, Debug)]
 #[command(name = "chandler", version, about, max_term_width = 100)]
@@ -32,6 +34,17 @@ enum Command {
     /// Run one attempt at a job (started by the server)
     #[command(hide = true)]
     Train(train::Train),
+}
+
+/// Sets logging up: `RUST_LOG` if given, else `default`.
+fn logs(json: bool, default: &str) -> anyhow::Result<()> {
+    let format = if json {
+        LogFormat::Json
+    } else {
+        LogFormat::Pretty
+    };
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| default.to_owned());
+    Ok(telemetry::init(format, &filter)?)
 }
 
 /// Parses the process's arguments and runs what they ask for.

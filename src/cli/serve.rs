@@ -27,7 +27,7 @@ impl Serve {
             None => Settings::default(),
         };
         let settings = self.settings.or(file);
-        crate::telemetry::init(settings.log_json.unwrap_or(false));
+        super::logs(settings.log_json.unwrap_or(false), "info")?;
         let config = Config::new(settings)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -12,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::artifacts::{DataDir, DataDirLock};
 use crate::config::Config;
 use crate::domain::{Clock, ErrorCode, Ids, JobError, SystemClock, SystemIds};
-use crate::http::{self, AppState};
+use crate::http::v1::jobs::Subscribers;
+use crate::http::{self, AppState, Limits};
 use crate::store::Store;
 use crate::worker::{Shutdown, Worker, WorkerHandle, WorkerOptions};
 
@@ -23,7 +23,7 @@ pub struct Server {
     worker: WorkerHandle,
     shutdown: CancellationToken,
     http: JoinHandle<()>,
-    stop_grace: Duration,
+    stop_grace_ms: u64,
     _lock: DataDirLock,
 }
 
@@ -45,26 +45,25 @@ impl Server {
             .context("failed to open the database")?;
         let worker = Worker::start(
             store.clone(),
-            WorkerOptions {
-                slots: config.slots,
-                data_dir: data_dir.clone(),
-                server_url: format!("http://{}", reachable(address)),
-                trainer_program: std::env::current_exe()?,
-                threads_per_trainer: config.threads,
-                attempts: config.attempts.clone(),
-            },
+            worker_options(config, address)?,
+            Arc::clone(&clock),
         );
         let shutdown = CancellationToken::new();
         let wake = worker.clone();
-        let state = AppState::new(
-            store.clone(),
+        let state = AppState {
+            store: store.clone(),
             clock,
             ids,
-            data_dir,
-            Arc::new(move || wake.wake()),
-            config.attempts.clone(),
-            shutdown.clone(),
-        );
+            data_dir: std::fs::canonicalize(&config.data_dir)?,
+            worker: Arc::new(move || wake.wake()),
+            limits: Limits {
+                lease_ms: config.attempts.lease_ms,
+                heartbeat_ms: config.attempts.heartbeat_ms,
+                ..Limits::default()
+            },
+            shutdown: shutdown.clone(),
+            subscribers: Subscribers::default(),
+        };
         let http = tokio::spawn(http::serve(
             listener,
             http::router(state),
@@ -76,7 +75,7 @@ impl Server {
             worker,
             shutdown,
             http,
-            stop_grace: Duration::from_millis(config.attempts.stop_grace_ms),
+            stop_grace_ms: config.attempts.stop_grace_ms,
             _lock: lock,
         })
     }
@@ -91,7 +90,7 @@ impl Server {
     pub async fn stop(self) {
         self.worker
             .shutdown(Shutdown::Stop {
-                grace: self.stop_grace,
+                grace_ms: self.stop_grace_ms,
             })
             .await;
         self.shutdown.cancel();
@@ -100,6 +99,20 @@ impl Server {
         }
         self.store.close().await;
     }
+}
+
+fn worker_options(config: &Config, address: SocketAddr) -> anyhow::Result<WorkerOptions> {
+    // Trainers run in folders of their own.
+    let data_dir = std::fs::canonicalize(&config.data_dir)?;
+    let url = format!("http://{}", reachable(address));
+    Ok(WorkerOptions {
+        slots: config.slots,
+        threads_per_trainer: Some(config.threads),
+        lease_ms: config.attempts.lease_ms,
+        heartbeat_ms: config.attempts.heartbeat_ms,
+        max_attempts: config.attempts.max_attempts,
+        ..WorkerOptions::new(data_dir, url, std::env::current_exe()?)
+    })
 }
 
 /// A wildcard address is no address to connect to.

@@ -6,10 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::domain::AttemptId;
+use crate::worker::TOKEN_ENV;
 use crate::worker::entry::{self, TrainerArguments};
-
-/// Environment variable with the attempt's token: a command line can be read by every user of a machine.
-pub const TOKEN_VARIABLE: &str = "CHANDLER_ATTEMPT_TOKEN";
 
 /// Run one attempt at a job (started by the server)
 #[derive(Args, Debug)]
@@ -31,9 +29,12 @@ pub struct Train {
 impl Train {
     /// Runs the attempt.
     pub fn run(self) -> ExitCode {
-        crate::telemetry::init(false);
-        let Ok(token) = std::env::var(TOKEN_VARIABLE) else {
-            tracing::error!("{TOKEN_VARIABLE} is not set: trainers are started by the server");
+        if let Err(error) = super::logs(false, "info") {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+        let Ok(token) = std::env::var(TOKEN_ENV) else {
+            tracing::error!("{TOKEN_ENV} is not set: trainers are started by the server");
             return ExitCode::from(2);
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 
 use crate::artifacts::{self, ArtifactError, CheckpointWriter};
 use crate::data::LabelMap;
-use crate::domain::{CheckpointRecord, ErrorCode, JobError};
+use crate::domain::{CheckpointRecord, JobError};
 
 use super::setup::Setup;
 use super::state::TrainerState;
@@ -37,7 +37,7 @@ pub fn save(
     resumable: bool,
 ) -> Result<CheckpointRecord, JobError> {
     let writer =
-        CheckpointWriter::begin(&job.checkpoints_dir, state.global_step).map_err(failed)?;
+        CheckpointWriter::begin(&job.checkpoints_dir, state.global_step)?;
     let dir = writer.dir();
     write_weights(dir, learner)?;
     if resumable {
@@ -45,10 +45,8 @@ pub fn save(
     }
     write_json(&dir.join(PROGRESS_FILE), state)?;
     export::write_model_files(dir, job, setup, labels, state)?;
-    let epoch = setup.sampler.epoch_at(state.global_step);
-    writer
-        .publish(epoch, state.metrics_now(), resumable)
-        .map_err(failed)
+    let epoch = setup.order.epochs_after(state.global_step);
+    Ok(writer.publish(epoch, state.metrics_now(), resumable)?)
 }
 
 /// Removes old checkpoints as `save_total_limit` says; answers their steps.
@@ -56,15 +54,16 @@ pub fn save(
 /// # Errors
 /// `checkpoint_failed` if the folder cannot be read.
 pub fn rotate(job: &TrainJob, state: &TrainerState) -> Result<Vec<u64>, JobError> {
-    let Some(limit) = job.spec.training_args.save_total_limit else {
-        return Ok(Vec::new());
-    };
-    let best = if job.spec.training_args.load_best_model_at_end {
-        state.best_global_step
-    } else {
-        None
-    };
-    artifacts::rotate(&job.checkpoints_dir, limit as usize, best).map_err(failed)
+    let args = &job.spec.training_args;
+    let best = state
+        .best_global_step
+        .filter(|_| args.load_best_model_at_end);
+    let steps = artifacts::list_steps(&job.checkpoints_dir)?;
+    let removed = artifacts::plan(&steps, args.save_total_limit.map(u64::from), best, &[]);
+    for step in &removed {
+        artifacts::remove(&job.checkpoints_dir.join(artifacts::checkpoint_name(*step)))?;
+    }
+    Ok(removed)
 }
 
 fn write_weights(dir: &Path, learner: &Learner) -> Result<(), JobError> {
@@ -86,22 +85,18 @@ fn write_optimizer(dir: &Path, learner: &Learner) -> Result<(), JobError> {
 }
 
 /// Writes `value` as indented JSON.
+///
+/// # Errors
+/// `disk_full` or `checkpoint_failed`.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), JobError> {
     let text = serde_json::to_string_pretty(value).map_err(engine)?;
-    std::fs::write(path, text + "\n").map_err(|error| failed(ArtifactError::from(error)))
+    write_bytes(path, (text + "\n").as_bytes())
 }
 
-/// What a user is told when a checkpoint cannot be written.
-pub fn failed(error: ArtifactError) -> JobError {
-    if error.is_disk_full() {
-        return JobError::new(
-            ErrorCode::DiskFull,
-            format!("the disk is full while saving a checkpoint: {error}"),
-        )
-        .hint("free space, or set save_total_limit");
-    }
-    JobError::new(
-        ErrorCode::CheckpointFailed,
-        format!("a checkpoint could not be written: {error}"),
-    )
+/// Writes a file of a checkpoint; publishing syncs it.
+///
+/// # Errors
+/// `disk_full` or `checkpoint_failed`.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), JobError> {
+    std::fs::write(path, bytes).map_err(|error| ArtifactError::io("write", path, error).into())
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Batch, LabelMap, TokenizedDataset};
+use crate::data::{LabelMap, TokenizedDataset};
 use crate::domain::{ClassResult, ErrorCode, JobError};
 use crate::heads::SequenceClassifier;
 use crate::metrics::ClassificationMetrics;
@@ -33,19 +33,17 @@ pub fn evaluate(
     model: &mut SequenceClassifier,
     rows: &TokenizedDataset,
     labels: &LabelMap,
-    batch_size: usize,
+    batch_size: u32,
     label_smoothing: f32,
     keep_going: &dyn Fn() -> bool,
 ) -> Result<Option<Evaluation>, JobError> {
     let started = Instant::now();
-    let mut scores = ClassificationMetrics::new(labels.names());
+    let mut scores = ClassificationMetrics::new(labels.labels().to_vec());
     let (mut loss, mut batches) = (0.0, 0u64);
-    let indexes: Vec<usize> = (0..rows.len()).collect();
-    for chunk in indexes.chunks(batch_size) {
+    for batch in rows.in_order(batch_size) {
         if !keep_going() {
             return Ok(None);
         }
-        let batch = Batch::collate(rows, chunk);
         let (sum, logits) = model
             .forward_loss(&input(&batch), &batch.labels, label_smoothing)
             .map_err(engine)?;

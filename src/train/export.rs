@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::artifacts::ArtifactError;
 use crate::data::LabelMap;
 use crate::domain::{IntervalStrategy, JobError, SaveStrategy};
 
-use super::checkpoint::{failed, write_json};
+use super::checkpoint::{write_bytes, write_json};
 use super::setup::Setup;
 use super::state::TrainerState;
 use super::{TrainJob, model_card};
@@ -42,16 +42,13 @@ pub fn write_model_files(
         &dir.join(CHANDLER_FILE),
         &json!({"job_id": job.job_id, "max_seq_length": job.spec.max_seq_length}),
     )?;
-    let write = |name: &str, text: &str| {
-        std::fs::write(dir.join(name), text).map_err(|e| failed(ArtifactError::from(e)))
-    };
-    write("README.md", &model_card::render(job, labels, state))?;
+    write_bytes(&dir.join("README.md"), model_card::render(job, labels, state).as_bytes())?;
     for name in TOKENIZER_FILES {
         let from = job.model_dir.join(name);
         if from.is_file() {
             // Not `fs::copy`: a hub cache may be read-only, and so would be the copy.
-            let bytes = std::fs::read(&from).map_err(|e| failed(ArtifactError::from(e)))?;
-            std::fs::write(dir.join(name), bytes).map_err(|e| failed(ArtifactError::from(e)))?;
+            let bytes = std::fs::read(&from).map_err(|e| ArtifactError::io("read", &from, e))?;
+            write_bytes(&dir.join(name), &bytes)?;
         }
     }
     Ok(())
@@ -60,18 +57,6 @@ pub fn write_model_files(
 /// The base model's configuration, unknown fields kept, with the head described.
 fn config(base: &Value, labels: &LabelMap) -> Value {
     let mut config = base.as_object().cloned().unwrap_or_default();
-    let id2label: Map<String, Value> = labels
-        .names()
-        .iter()
-        .enumerate()
-        .map(|(id, name)| (id.to_string(), json!(name)))
-        .collect();
-    let label2id: Map<String, Value> = labels
-        .names()
-        .iter()
-        .enumerate()
-        .map(|(id, name)| (name.clone(), json!(id)))
-        .collect();
     // `num_labels` would contradict `id2label` if the base model had other labels.
     config.remove("num_labels");
     config.remove("_name_or_path");
@@ -79,8 +64,8 @@ fn config(base: &Value, labels: &LabelMap) -> Value {
         "architectures".to_owned(),
         json!(["BertForSequenceClassification"]),
     );
-    config.insert("id2label".to_owned(), Value::Object(id2label));
-    config.insert("label2id".to_owned(), Value::Object(label2id));
+    config.insert("id2label".to_owned(), Value::Object(labels.id2label()));
+    config.insert("label2id".to_owned(), Value::Object(labels.label2id()));
     config.insert(
         "problem_type".to_owned(),
         json!("single_label_classification"),
@@ -94,8 +79,8 @@ fn config(base: &Value, labels: &LabelMap) -> Value {
 /// HF's `trainer_state.json`. Unknown keys break `TrainerState.load_from_json`, so these and no more.
 fn trainer_state(job: &TrainJob, setup: &Setup, state: &TrainerState) -> Value {
     let args = &job.spec.training_args;
-    let epoch = setup.sampler.epoch_at(state.global_step);
-    let epochs_in_all = setup.sampler.epoch_at(setup.total_steps).ceil();
+    let epoch = setup.order.epochs_after(state.global_step);
+    let epochs_in_all = setup.order.epochs_after(setup.total_steps).ceil();
     let best_checkpoint = state.best_global_step.map(crate::artifacts::checkpoint_name);
     let log_history: Vec<Value> = state
         .log_history
@@ -148,7 +133,7 @@ mod tests {
             "model_type": "bert", "hidden_size": 8, "num_labels": 2, "_name_or_path": "x",
             "architectures": ["BertModel"], "custom": {"a": 1},
         });
-        let labels = LabelMap::from_names(vec!["no".to_owned(), "yes".to_owned()]).unwrap();
+        let labels = LabelMap::from_ordered(["no".to_owned(), "yes".to_owned()]);
         let config = config(&base, &labels);
         assert_eq!(config["architectures"], json!(["BertForSequenceClassification"]));
         assert_eq!(config["id2label"], json!({"0": "no", "1": "yes"}));

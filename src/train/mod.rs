@@ -9,6 +9,7 @@
 //! ```
 
 mod checkpoint;
+mod data_order;
 mod evaluate;
 mod export;
 mod gate;

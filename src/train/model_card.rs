@@ -26,7 +26,7 @@ pub fn render(job: &TrainJob, labels: &LabelMap, state: &TrainerState) -> String
         "# {name}\n\nFine-tuned from `{}` by chandler, job `{}`.\n\n",
         job.spec.model, job.job_id
     );
-    let shown = labels.names().iter().take(50);
+    let shown = labels.labels().iter().take(50);
     let list = shown.map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
     let _ = write!(card, "Labels ({}): {list}\n\n", labels.len());
     evaluation(&mut card, state);

@@ -4,19 +4,18 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::data::{Batch, TextTokenizer};
+use crate::data::{TextTokenizer, TokenizedDataset};
 use crate::domain::{ErrorCode, JobError};
 use crate::heads::SequenceClassifier;
 use crate::kernels::linear::Precision;
 
 use super::evaluate::argmax;
 use super::export::CHANDLER_FILE;
-use super::prepare;
 use super::setup::model_error;
 use super::step::{engine, input};
 
 /// Texts per forward pass.
-const BATCH: usize = 32;
+const BATCH: u32 = 32;
 
 /// A model ready to label texts.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ impl Predictor {
             .map_or(positions, |file| file.max_seq_length.min(positions));
         Ok(Self {
             model,
-            tokenizer: prepare::load_tokenizer(dir, max_seq_length)?,
+            tokenizer: TextTokenizer::load(&dir.join("tokenizer.json"), max_seq_length)?,
             labels,
         })
     }
@@ -81,13 +80,15 @@ impl Predictor {
     /// If the engine fails.
     pub fn predict(&mut self, texts: &[String]) -> Result<Vec<Prediction>, JobError> {
         let mut predictions = Vec::with_capacity(texts.len());
-        for chunk in texts.chunks(BATCH) {
-            let rows = self.tokenizer.encode_unlabelled(chunk)?;
-            let indexes: Vec<usize> = (0..chunk.len()).collect();
-            let batch = Batch::collate(&rows, &indexes);
-            let logits = self.model.logits(&input(&batch)).map_err(engine)?;
-            for row in logits.chunks(self.labels.len()) {
-                predictions.push(self.prediction(row));
+        for chunk in texts.chunks(BATCH as usize) {
+            let texts: Vec<_> = chunk.iter().map(|text| (text.as_str(), None)).collect();
+            let rows = self.tokenizer.encode_batch(&texts)?;
+            let rows = TokenizedDataset::new(rows.iter().map(|row| (row, 0)));
+            for batch in rows.in_order(BATCH) {
+                let logits = self.model.logits(&input(&batch)).map_err(engine)?;
+                for row in logits.chunks(self.labels.len()) {
+                    predictions.push(self.prediction(row));
+                }
             }
         }
         Ok(predictions)

@@ -1,11 +1,15 @@
 //! From dataset files to token ids: read, split, map labels, tokenise.
 
-use std::path::Path;
-
-use crate::data::{self, Example, LabelMap, TextTokenizer, TokenizedDataset};
-use crate::domain::{ErrorCode, JobError, LogLevel};
+use crate::data::{
+    DatasetReport, Encoded, Example, LabelMap, TextTokenizer, TokenizedDataset, load_examples,
+    stratified_split,
+};
+use crate::domain::{JobError, LogLevel};
 
 use super::{Observer, TrainJob};
+
+/// More of the rows cut than this is worth a warning.
+const CUT_SHARE_TO_WARN: f64 = 0.1;
 
 /// Rows ready to be batched.
 #[derive(Debug)]
@@ -14,8 +18,12 @@ pub struct PreparedData {
     pub labels: LabelMap,
     /// The training rows.
     pub train: TokenizedDataset,
+    /// Line of the training file on which each row starts.
+    pub train_lines: Vec<u64>,
     /// The evaluation rows, if there are any.
     pub eval: Option<TokenizedDataset>,
+    /// The tokenizer, to be held against the model.
+    pub tokenizer: TextTokenizer,
 }
 
 /// Reads and tokenises what the job names.
@@ -24,73 +32,84 @@ pub struct PreparedData {
 /// Whatever is wrong with the rows, with the line it is on.
 pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, JobError> {
     let columns = &job.spec.dataset.columns;
-    let mut train = data::load_examples(&job.train.path, &job.train.layout, columns, "train")?;
-    let labels = LabelMap::from_examples(&train)?;
-    let eval = match (&job.eval, job.spec.dataset.eval_split) {
-        (Some(file), _) => Some(data::load_examples(&file.path, &file.layout, columns, "eval")?),
-        (None, Some(share)) => {
-            let held_out = data::stratified_split(&labels.ids(&train)?, share, data_seed(job));
-            Some(take_rows(&mut train, &held_out))
+    let rows = load_examples(&job.train.path, &job.train.layout, columns, "train")?;
+    let labels = LabelMap::from_training(rows.iter().map(|row| row.label.as_str()))?;
+    let (train, eval) = match (&job.eval, job.spec.dataset.eval_split) {
+        (Some(file), _) => {
+            let eval = load_examples(&file.path, &file.layout, columns, "eval")?;
+            (rows, Some(eval))
         }
-        (None, None) => None,
+        (None, Some(share)) => {
+            let ids = labels.ids_of(&rows, "train")?;
+            let split = stratified_split(&ids, share, data_seed(job))
+                .map_err(|error| error.at("/dataset/eval_split"))?;
+            let (train, eval) = split.part(rows);
+            (train, Some(eval))
+        }
+        (None, None) => (rows, None),
     };
-    let tokenizer = load_tokenizer(&job.model_dir, job.spec.max_seq_length)?;
-    let tokenized = tokenizer.tokenize(&train, &labels)?;
-    let eval_tokenized = eval
-        .as_deref()
-        .map(|rows| tokenizer.tokenize(rows, &labels))
-        .transpose()?;
-    let report = data::DatasetReport::new(&train, eval.as_deref(), &labels, &tokenized);
-    observer.log(LogLevel::Info, report.summary());
-    for warning in report.warnings() {
-        observer.log(LogLevel::Warning, warning);
-    }
+    let tokenizer = TextTokenizer::load(
+        &job.model_dir.join("tokenizer.json"),
+        job.spec.max_seq_length,
+    )?;
+    let train_tokens = tokenizer.encode_examples(&train, "train")?;
+    let eval_tokens = match &eval {
+        Some(rows) => Some(tokenizer.encode_examples(rows, "eval")?),
+        None => None,
+    };
+    let report = DatasetReport::new(
+        (&train, &train_tokens),
+        eval.as_deref().zip(eval_tokens.as_deref()),
+    );
+    tell(&report, observer);
     Ok(PreparedData {
+        train: numbered(&labels, &train, &train_tokens, "train")?,
+        eval: match (&eval, &eval_tokens) {
+            (Some(rows), Some(tokens)) => Some(numbered(&labels, rows, tokens, "eval")?),
+            _ => None,
+        },
+        train_lines: train.iter().map(|row| row.line).collect(),
         labels,
-        train: tokenized,
-        eval: eval_tokenized,
+        tokenizer,
     })
 }
 
-/// The base model's tokenizer, cutting at `max_seq_length`.
-pub fn load_tokenizer(model_dir: &Path, max_seq_length: u32) -> Result<TextTokenizer, JobError> {
-    TextTokenizer::load(model_dir, max_seq_length as usize)
-}
-
 /// The seed of the data order and of the split.
-pub fn data_seed(job: &TrainJob) -> u32 {
+pub fn data_seed(job: &TrainJob) -> u64 {
     let args = &job.spec.training_args;
-    args.data_seed.unwrap_or(args.seed)
+    u64::from(args.data_seed.unwrap_or(args.seed))
 }
 
-/// Moves the rows at `indexes` (ascending) out of `rows`.
-fn take_rows(rows: &mut Vec<Example>, indexes: &[usize]) -> Vec<Example> {
-    let mut taken = Vec::with_capacity(indexes.len());
-    let mut kept = Vec::with_capacity(rows.len() - indexes.len());
-    let mut next = indexes.iter().peekable();
-    for (i, row) in std::mem::take(rows).into_iter().enumerate() {
-        if next.peek() == Some(&&i) {
-            next.next();
-            taken.push(row);
-        } else {
-            kept.push(row);
-        }
-    }
-    *rows = kept;
-    taken
+/// Rows with their labels' ids.
+fn numbered(
+    labels: &LabelMap,
+    examples: &[Example],
+    tokens: &[Encoded],
+    which: &str,
+) -> Result<TokenizedDataset, JobError> {
+    let ids = labels.ids_of(examples, which)?;
+    Ok(TokenizedDataset::new(tokens.iter().zip(ids)))
 }
 
-/// A longer sequence than the encoder has positions for is refused before any work is done.
-pub fn check_length(max_seq_length: u32, max_positions: usize) -> Result<(), JobError> {
-    if max_seq_length as usize <= max_positions {
-        return Ok(());
+/// What a look at the rows says, before time is spent on them.
+fn tell(report: &DatasetReport, observer: &dyn Observer) {
+    observer.log(LogLevel::Info, report.to_string());
+    if report.train.truncated_share > CUT_SHARE_TO_WARN {
+        observer.log(
+            LogLevel::Warning,
+            format!(
+                "{:.0} % of the training rows are longer than max_seq_length and were cut",
+                100.0 * report.train.truncated_share
+            ),
+        );
     }
-    Err(JobError::new(
-        ErrorCode::ModelInvalid,
-        format!(
-            "max_seq_length is {max_seq_length}, but the model has only {max_positions} positions"
-        ),
-    )
-    .at("/max_seq_length")
-    .hint(format!("set max_seq_length to at most {max_positions}")))
+    if report.overlapping_rows > 0 {
+        observer.log(
+            LogLevel::Warning,
+            format!(
+                "{} evaluation rows are also training rows: the evaluation will look better than it is",
+                report.overlapping_rows
+            ),
+        );
+    }
 }

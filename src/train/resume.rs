@@ -23,20 +23,20 @@ pub fn newest(
     learner: &mut Learner,
     observer: &dyn Observer,
 ) -> Result<Option<TrainerState>, JobError> {
-    let found = artifacts::newest_valid(&job.checkpoints_dir).map_err(super::checkpoint::failed)?;
+    let found = artifacts::newest_valid(&job.checkpoints_dir)?;
     for skipped in &found.skipped {
         observer.log(
             LogLevel::Warning,
-            format!("checkpoint {} is damaged and was skipped: {}", skipped.name, skipped.reason),
+            format!("the checkpoint of step {} is damaged and was skipped: {}", skipped.step, skipped.reason),
         );
     }
-    let Some(valid) = found.valid else {
+    let Some((_, dir, record)) = found.found else {
         return Ok(None);
     };
-    let (weights, _) = safetensors_io::read(&valid.dir.join("model.safetensors"))?;
+    let (weights, _) = safetensors_io::read(&dir.join("model.safetensors"))?;
     restore_weights(learner, &weights)?;
-    if valid.record.resumable {
-        let (moments, metadata) = safetensors_io::read(&valid.dir.join(OPTIMIZER_FILE))?;
+    if record.resumable {
+        let (moments, metadata) = safetensors_io::read(&dir.join(OPTIMIZER_FILE))?;
         let step = metadata
             .get(OPTIMIZER_STEP_KEY)
             .and_then(|s| s.parse().ok())
@@ -46,7 +46,7 @@ pub fn newest(
             .load_state(step, &moments)
             .map_err(|e| mismatch(&e.to_string()))?;
     }
-    let text = std::fs::read_to_string(valid.dir.join(PROGRESS_FILE))
+    let text = std::fs::read_to_string(dir.join(PROGRESS_FILE))
         .map_err(|e| mismatch(&e.to_string()))?;
     let state: TrainerState = serde_json::from_str(&text).map_err(|e| mismatch(&e.to_string()))?;
     observer.log(

@@ -53,7 +53,7 @@ pub fn write(
         .map_err(engine)?;
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(io) => {
-            super::checkpoint::failed(crate::artifacts::ArtifactError::from(io))
+            crate::artifacts::ArtifactError::io("write", path, io).into()
         }
         other => engine(other),
     })

@@ -10,6 +10,7 @@ use crate::kernels::linear::Precision;
 use crate::models::ModelError;
 use crate::optim::{AdamW, AdamWOptions, Schedule};
 
+use super::data_order::DataOrder;
 use super::prepare::{self, PreparedData};
 use super::step::{Learner, engine};
 use super::{Observer, TrainJob};
@@ -18,7 +19,7 @@ use super::{Observer, TrainJob};
 #[derive(Debug)]
 pub struct Setup {
     /// Which rows make up which step.
-    pub sampler: EpochSampler,
+    pub order: DataOrder,
     /// Optimizer steps in all.
     pub total_steps: u64,
     /// The base model's configuration.
@@ -60,7 +61,7 @@ impl Setup {
         let (model, report) =
             SequenceClassifier::load(&job.model_dir, data.labels.len(), seed, precision)
                 .map_err(model_error)?;
-        prepare::check_length(job.spec.max_seq_length, model.max_positions())?;
+        check_fits(job, data, &model)?;
         if !report.newly_initialized.is_empty() {
             observer.log(
                 LogLevel::Info,
@@ -79,7 +80,7 @@ impl Setup {
                 }
             ),
         );
-        let setup = Self::derive(args, data, prepare::data_seed(job), &model);
+        let setup = Self::derive(args, data, prepare::data_seed(job), &model)?;
         let optimizer = AdamW::new(model.parameters(), adamw_options(args)).map_err(engine)?;
         let learner = Learner {
             model,
@@ -92,25 +93,24 @@ impl Setup {
     fn derive(
         args: &TrainingArguments,
         data: &PreparedData,
-        data_seed: u32,
+        data_seed: u64,
         model: &SequenceClassifier,
-    ) -> Self {
+    ) -> Result<Self, JobError> {
         let sampler = EpochSampler::new(
             data_seed,
             data.train.len(),
-            args.per_device_train_batch_size as usize,
-            args.gradient_accumulation_steps as usize,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
             args.dataloader_drop_last,
-        );
-        let max_steps = u64::try_from(args.max_steps).ok();
-        let total_steps = sampler.total_steps(args.num_train_epochs, max_steps);
+        )?;
+        let total_steps = sampler.total_steps(args.max_steps, args.num_train_epochs);
         let dense_parameters = model
             .parameters()
             .iter()
             .filter(|p| !p.name.contains("embeddings."))
             .map(|p| p.value.elem_count())
             .sum();
-        Self {
+        Ok(Self {
             schedule: schedule_of(args, total_steps),
             peak_learning_rate: args.learning_rate,
             logging_steps: args.logging_steps.resolve(total_steps),
@@ -120,10 +120,10 @@ impl Setup {
                 .resolve(total_steps),
             save_steps: args.save_steps.resolve(total_steps),
             base_config: model.config().clone(),
-            sampler,
+            order: DataOrder::new(sampler),
             total_steps,
             dense_parameters,
-        }
+        })
     }
 
     /// Steps between two evaluations.
@@ -171,6 +171,27 @@ impl Setup {
             },
         }
     }
+}
+
+/// Longer sequences than the encoder has positions for, or tokens it has no embedding for, are refused
+/// before any work is done.
+fn check_fits(
+    job: &TrainJob,
+    data: &PreparedData,
+    model: &SequenceClassifier,
+) -> Result<(), JobError> {
+    data.tokenizer
+        .check_fits(model.vocab_size(), model.type_vocab_size())?;
+    let (asked, positions) = (job.spec.max_seq_length, model.max_positions());
+    if asked as usize <= positions {
+        return Ok(());
+    }
+    Err(JobError::new(
+        ErrorCode::ModelInvalid,
+        format!("max_seq_length is {asked}, but the model has only {positions} positions"),
+    )
+    .at("/max_seq_length")
+    .hint(format!("set max_seq_length to at most {positions}")))
 }
 
 /// bf16 where asked for, or where it is native and left to us.

@@ -3,13 +3,14 @@
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::data::{Batch, TokenizedDataset};
+use crate::data::Batch;
 use crate::domain::{ErrorCode, JobError, TrainingArguments};
 use crate::heads::{LossOptions, SequenceClassifier};
 use crate::models::{DropoutSeed, Input};
 use crate::optim::{self, AdamW};
 
 use super::gate;
+use super::prepare::PreparedData;
 
 /// What one step did.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Takes one step over `micro_batches` (row indexes into `rows`).
+    /// Takes one step over `micro_batches` (row indexes into the training rows).
     ///
     /// The loss is the sum over all items divided by all items of the step, so that any split of a batch
     /// into micro-batches gives the same gradient (HF averages averages, or does not divide at all).
@@ -49,8 +50,8 @@ impl Learner {
     /// `non_finite_loss` before anything is updated; `gradient_missing` at the first step.
     pub fn step(
         &mut self,
-        rows: &TokenizedDataset,
-        micro_batches: &[Vec<usize>],
+        data: &PreparedData,
+        micro_batches: &[Vec<u32>],
         global_step: u64,
         learning_rate: f64,
         args: &TrainingArguments,
@@ -71,12 +72,12 @@ impl Learner {
         self.model.parameters().zero_grad().map_err(engine)?;
         let (mut loss, mut tokens) = (0.0, 0);
         for indexes in micro_batches {
-            let batch = Batch::collate(rows, indexes);
+            let batch = data.train.batch(indexes);
             loss += self
                 .model
                 .forward_backward(&input(&batch), &batch.labels, Some(dropout), &options)
                 .map_err(engine)?;
-            tokens += batch.input_ids.len() as u64;
+            tokens += batch.tokens() as u64;
         }
         loss *= f64::from(scale);
         let grad_norm = optim::global_norm(self.model.parameters()).map_err(engine)?;
@@ -86,8 +87,7 @@ impl Learner {
                 grad_norm,
                 global_step,
                 learning_rate,
-                rows,
-                micro_batches,
+                &lines(data, micro_batches),
             ));
         }
         if global_step == 0 {
@@ -129,27 +129,29 @@ pub fn engine(error: impl std::fmt::Display) -> JobError {
     )
 }
 
+/// Lines of the training file that a step's rows are on; the first few are enough to look at.
+fn lines(data: &PreparedData, micro_batches: &[Vec<u32>]) -> String {
+    let lines = micro_batches
+        .iter()
+        .flatten()
+        .take(16)
+        .filter_map(|&row| data.train_lines.get(row as usize));
+    lines.map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn non_finite(
     loss: f64,
     grad_norm: f64,
     global_step: u64,
     learning_rate: f64,
-    rows: &TokenizedDataset,
-    micro_batches: &[Vec<usize>],
+    lines: &str,
 ) -> JobError {
-    let lines: Vec<String> = micro_batches
-        .iter()
-        .flatten()
-        .take(16)
-        .map(|&row| rows.line(row).to_string())
-        .collect();
     JobError::new(
         ErrorCode::NonFiniteLoss,
         format!(
             "loss {loss} and gradient norm {grad_norm} at step {} (learning rate {learning_rate:e}); the \
-             weights were not updated with it; the step's rows are on lines {} of the training file",
+             weights were not updated with it; the step's rows are on lines {lines} of the training file",
             global_step + 1,
-            lines.join(", ")
         ),
     )
     .at("/training_args/learning_rate")

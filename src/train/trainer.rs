@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::data::StepPlan;
 use crate::domain::{
     Command, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
 };
 
 use super::checkpoint;
+use super::data_order::StepPlan;
 use super::evaluate::{self, round};
 use super::meter::Meter;
 use super::prepare::PreparedData;
@@ -90,10 +90,10 @@ impl<'a> Trainer<'a> {
                     return Ok(Outcome::Paused);
                 }
             }
-            let plan = self.setup.sampler.step(self.state.global_step);
+            let plan = self.setup.order.step(self.state.global_step);
             let learning_rate = self.setup.learning_rate(self.state.global_step);
             let result = self.learner.step(
-                &self.data.train,
+                &self.data,
                 &plan.micro_batches,
                 self.state.global_step,
                 learning_rate,
@@ -178,7 +178,7 @@ impl<'a> Trainer<'a> {
             &mut self.learner.model,
             rows,
             &self.data.labels,
-            self.args().per_device_eval_batch_size as usize,
+            self.args().per_device_eval_batch_size,
             self.args().label_smoothing_factor as f32,
             &|| observer.command() != Command::Cancel,
         )?;
@@ -225,7 +225,7 @@ impl<'a> Trainer<'a> {
     /// The end of training: a last evaluation if the model was not just evaluated, the final checkpoint, and
     /// HF's summary.
     fn finish(mut self) -> Result<Outcome, JobError> {
-        let epoch = self.setup.sampler.epoch_at(self.setup.total_steps);
+        let epoch = self.setup.order.epochs_after(self.setup.total_steps);
         let evaluated = self.state.last_eval_step == Some(self.state.global_step);
         if !evaluated && self.evaluate(epoch)?.is_none() {
             return Ok(Outcome::Cancelled);
@@ -257,7 +257,7 @@ impl<'a> Trainer<'a> {
         if let Some(best) = self.state.best_evaluation.clone() {
             self.observer.event(Event::Metrics {
                 step,
-                epoch: self.setup.sampler.epoch_at(step),
+                epoch: self.setup.order.epochs_after(step),
                 values: best.metrics,
             });
             self.observer.event(Event::ClassificationReport {

@@ -80,7 +80,10 @@ fn attempt(spec: &AttemptSpec, observer: &Reporting) -> Result<Outcome, JobError
         let data_dir = DataDir::at(&spec.data_dir);
         let hub = Hub::new(HubOptions::new(data_dir.clone(), HubEnv::from_process()));
         let model = hub.resolve(&spec.spec.model)?;
-        observer.log(LogLevel::Info, model.summary());
+        observer.log(
+            LogLevel::Info,
+            format!("base model {} in {}", spec.spec.model, model.dir.display()),
+        );
         train::run(
             &TrainJob {
                 job_id: spec.job_id,

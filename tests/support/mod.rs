@@ -68,8 +68,8 @@ impl TestServer {
                 .expect("the server ended before it was ready")
                 .unwrap();
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
-            if line["fields"]["message"] == "ready" {
-                break line["fields"]["address"].as_str().unwrap().to_owned();
+            if line["message"] == "ready" {
+                break line["address"].as_str().unwrap().to_owned();
             }
         };
         // Keep the pipe from filling up.

@@ -46,7 +46,7 @@ pub struct Demo {
 impl Demo {
     /// Runs the demo.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        crate::telemetry::init_with_default(false, "warn");
+        super::logs(false, "warn")?;
         let model = self.resolve_model()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -58,11 +58,11 @@ impl Demo {
     fn resolve_model(&self) -> anyhow::Result<ResolvedModel> {
         let data_dir = DataDir::open(&self.data_dir)?;
         println!("base model  {}", self.model);
-        let options = HubOptions::new(data_dir, HubEnv::from_process())
-            .on_progress(|line| println!("            {line}"));
-        let model = Hub::new(options).resolve(&self.model)?;
-        println!("            {}", model.summary());
-        Ok(model)
+        let options = HubOptions {
+            progress: Some(Box::new(|line| println!("            {line}"))),
+            ..HubOptions::new(data_dir, HubEnv::from_process())
+        };
+        Ok(Hub::new(options).resolve(&self.model)?)
     }
 
     async fn serve_and_train(&self, model: &ResolvedModel) -> anyhow::Result<ExitCode> {
@@ -124,7 +124,7 @@ impl Demo {
             "data        {} rows to train on, {} held out",
             train["rows"], eval["rows"]
         );
-        let spec = job_spec(&self.model, model, &train["id"], &eval["id"])?;
+        let spec = job_spec(&self.model, &model.dir, &train["id"], &eval["id"])?;
         let job = client.post_job(&spec).await?;
         let id = job["id"]
             .as_str()
@@ -159,13 +159,13 @@ impl Demo {
 /// The demo's job: what one would POST by hand.
 fn job_spec(
     requested: &str,
-    model: &ResolvedModel,
+    dir: &Path,
     train: &Value,
     eval: &Value,
 ) -> anyhow::Result<Value> {
     // A folder given relative to this process means nothing to others.
     let model = if Path::new(requested).is_dir() {
-        let dir = std::fs::canonicalize(&model.dir)?;
+        let dir = std::fs::canonicalize(dir)?;
         match dir.to_str() {
             Some(path) => path.to_owned(),
             None => bail!("the model's path is not UTF-8"),
@@ -208,10 +208,8 @@ mod tests {
 
     #[test]
     fn the_demo_posts_a_valid_spec() {
-        let dir = tempfile::tempdir().unwrap();
-        let model = ResolvedModel::for_tests(dir.path());
         let id = json!(DatasetId(uuid::Uuid::nil()));
-        let spec = job_spec(DEFAULT_MODEL, &model, &id, &id).unwrap();
+        let spec = job_spec(DEFAULT_MODEL, Path::new("/nowhere"), &id, &id).unwrap();
         assert_eq!(spec["model"], DEFAULT_MODEL);
         JobSpec::parse(&spec).unwrap();
     }
