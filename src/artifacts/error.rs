@@ -76,7 +76,9 @@ impl From<ArtifactError> for JobError {
             ArtifactError::NotWritable { .. } => {
                 Some("choose another --data-dir or correct its owner and permissions")
             }
-            ArtifactError::Locked { .. } => Some("stop the other server or choose another --data-dir"),
+            ArtifactError::Locked { .. } => {
+                Some("stop the other server or choose another --data-dir")
+            }
             ArtifactError::DiskFull { .. } => {
                 Some("free some space, or lower save_total_limit, and submit again")
             }

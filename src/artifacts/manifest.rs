@@ -97,7 +97,10 @@ pub fn verify(dir: &Path) -> Result<CheckpointRecord, ArtifactError> {
             return Err(ArtifactError::invalid(&path, reason));
         }
         if hash_file(&path)?.sha256 != expected.sha256 {
-            return Err(ArtifactError::invalid(&path, "content does not match its hash"));
+            return Err(ArtifactError::invalid(
+                &path,
+                "content does not match its hash",
+            ));
         }
     }
     Ok(record)

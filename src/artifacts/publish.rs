@@ -225,6 +225,9 @@ mod tests {
             fs::create_dir_all(temp.path().join(name).join("deep")).unwrap();
         }
         sweep_leftovers(temp.path()).unwrap();
-        assert_eq!(entries(temp.path()).unwrap(), [temp.path().join("checkpoint-7")]);
+        assert_eq!(
+            entries(temp.path()).unwrap(),
+            [temp.path().join("checkpoint-7")]
+        );
     }
 }

@@ -42,8 +42,8 @@ pub fn plan(
 
 /// Removes a checkpoint folder: one rename takes it out of sight, so no one ever finds half of it.
 pub fn remove(dir: &Path) -> Result<(), ArtifactError> {
-    let aside = tmp_beside(dir)
-        .ok_or_else(|| ArtifactError::invalid(dir, "not a checkpoint's folder"))?;
+    let aside =
+        tmp_beside(dir).ok_or_else(|| ArtifactError::invalid(dir, "not a checkpoint's folder"))?;
     remove_any(&aside)?;
     match fs::rename(dir, &aside) {
         Ok(()) => remove_any(&aside),
