@@ -2,3 +2,4 @@ pub mod domain;
 pub mod kernels;
 pub mod layers;
 pub mod store;
+pub mod worker;
