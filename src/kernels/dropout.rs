@@ -6,6 +6,8 @@
 //! (column block, site, token key), key = (seed, step). One block gives eight 16-bit draws; an element is
 //! dropped when its draw is below `p * 65536`.
 
+use super::cpu::{Cpu, multiversion};
+
 const ROUNDS: usize = 10;
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -13,6 +15,8 @@ const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const LANES: usize = 16;
 /// Elements decided by one block.
 const DRAWS: usize = 8;
+/// Elements decided at a time.
+const GROUP: usize = LANES * DRAWS;
 
 /// Names one dropout layer's masks at one step.
 #[derive(Clone, Copy, Debug)]
@@ -66,43 +70,50 @@ impl Dropout {
     /// Factors for one row: `out[i]` becomes 0 where column `i` is dropped, else 1/(1-p). `token` names the
     /// row: for hidden states the token's key, for attention the query's key mixed with its head.
     pub fn factors(&self, token: u64, out: &mut [f32]) {
-        if self.is_none() {
-            out.fill(1.0);
-            return;
-        }
-        for (group, chunk) in out.chunks_mut(LANES * DRAWS).enumerate() {
-            self.group(token, group, chunk);
-        }
+        fill_factors(Cpu::best(), self, token, out);
     }
 
     /// Multiplies a row by its factors.
     pub fn apply(&self, token: u64, row: &mut [f32]) {
+        if !self.is_none() {
+            multiply_by_factors(Cpu::best(), self, token, row);
+        }
+    }
+
+    /// [`Self::factors`], to be compiled for its caller's CPU.
+    #[inline(always)]
+    pub fn factors_inline(&self, token: u64, out: &mut [f32]) {
         if self.is_none() {
+            out.fill(1.0);
             return;
         }
-        let mut factors = [0f32; LANES * DRAWS];
-        for (group, chunk) in row.chunks_mut(LANES * DRAWS).enumerate() {
-            self.group(token, group, &mut factors[..chunk.len()]);
-            for (x, factor) in chunk.iter_mut().zip(&factors) {
-                *x *= factor;
+        for (group, chunk) in out.chunks_mut(GROUP).enumerate() {
+            if let Some(chunk) = chunk.first_chunk_mut() {
+                *chunk = self.group(token, group);
+            } else {
+                let factors = self.group(token, group);
+                chunk.copy_from_slice(&factors[..chunk.len()]);
             }
         }
     }
 
-    /// The factors of columns `group * 128 ..`, at most 128 of them.
-    fn group(&self, token: u64, group: usize, out: &mut [f32]) {
+    /// The factors of columns `group * GROUP ..`.
+    #[inline(always)]
+    fn group(&self, token: u64, group: usize) -> [f32; GROUP] {
         let words = self.blocks(token, group * LANES);
-        for (draw, part) in out.chunks_mut(LANES).enumerate() {
+        let mut factors = [0f32; GROUP];
+        for (draw, part) in factors.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let shift = 16 * (draw % 2);
-            for (x, word) in part.iter_mut().zip(&words[draw / 2]) {
-                let bits = (word >> shift) & 0xFFFF;
-                *x = if bits < self.threshold {
+            for lane in 0..LANES {
+                let bits = (words[draw / 2][lane] >> shift) & 0xFFFF;
+                part[lane] = if bits < self.threshold {
                     0.0
                 } else {
                     self.scale
                 };
             }
         }
+        factors
     }
 
     /// Philox of `LANES` consecutive counters starting at `first`; word-major.
@@ -123,6 +134,23 @@ impl Dropout {
             counter[3][lane] = token[1];
         }
         philox(counter, self.key)
+    }
+}
+
+multiversion! {
+    fn fill_factors(dropout: &Dropout, token: u64, out: &mut [f32]) {
+        dropout.factors_inline(token, out);
+    }
+}
+
+multiversion! {
+    fn multiply_by_factors(dropout: &Dropout, token: u64, row: &mut [f32]) {
+        for (group, chunk) in row.chunks_mut(GROUP).enumerate() {
+            let factors = dropout.group(token, group);
+            for (x, factor) in chunk.iter_mut().zip(&factors) {
+                *x *= factor;
+            }
+        }
     }
 }
 

@@ -5,6 +5,11 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
+pub mod attention;
+mod cpu;
 pub mod dropout;
+pub mod exp;
+mod gemm;
+pub mod linear;
 pub mod pool;
 pub mod view;
