@@ -56,7 +56,6 @@
 //! - The same spec, data, seed, device and build give the same weights, bit for bit, resumed or not.
 
 #![deny(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod artifacts;
 pub mod cli;

@@ -14,6 +14,7 @@
 //! first. [`reporter`] is the trainer's side of that protocol.
 
 mod dispatcher;
+pub mod entry;
 mod executor;
 mod exit;
 mod options;
