@@ -49,9 +49,10 @@ pub fn evaluate(
             .map_err(engine)?;
         loss += sum;
         batches += 1;
-        for (row, &label) in logits.chunks(labels.len()).zip(&batch.labels) {
-            scores.update(argmax(row), label);
-        }
+        let predictions: Vec<u32> = logits.chunks(labels.len()).map(argmax).collect();
+        scores
+            .update(&predictions, &batch.labels)
+            .map_err(engine)?;
     }
     #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
     let (n, batches) = (rows.len().max(1) as f64, batches as f64);
@@ -77,14 +78,10 @@ pub fn evaluate(
         "eval_steps_per_second".to_owned(),
         round(batches / seconds, 3),
     );
-    let classes = scores.per_class();
-    let majority = classes.iter().map(|c| c.support).max().unwrap_or(0);
-    #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
-    let majority_share = majority as f64 / n;
     Ok(Some(Evaluation {
         metrics,
-        classes,
-        majority_share,
+        classes: scores.class_results(),
+        majority_share: scores.majority_share(),
     }))
 }
 

@@ -43,7 +43,7 @@ pub fn newest(
             .ok_or_else(|| mismatch("the optimizer's step is missing"))?;
         learner
             .optimizer
-            .load_state(step, &moments)
+            .load_state(step, moments)
             .map_err(|e| mismatch(&e.to_string()))?;
     }
     let text = std::fs::read_to_string(dir.join(PROGRESS_FILE))

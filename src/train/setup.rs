@@ -8,7 +8,7 @@ use crate::domain::{
 use crate::heads::SequenceClassifier;
 use crate::kernels::linear::Precision;
 use crate::models::ModelError;
-use crate::optim::{AdamW, AdamWOptions, Schedule};
+use crate::optim::{AdamW, AdamWOptions, Schedule, ScheduleKind};
 
 use super::data_order::DataOrder;
 use super::prepare::{self, PreparedData};
@@ -205,12 +205,16 @@ fn precision_of(bf16: Bf16) -> Precision {
 }
 
 fn schedule_of(args: &TrainingArguments, total_steps: u64) -> Schedule {
-    let warmup = args.warmup_steps_of(total_steps);
-    match args.lr_scheduler_type {
-        SchedulerType::Linear => Schedule::linear(warmup, total_steps),
-        SchedulerType::Cosine => Schedule::cosine(warmup, total_steps),
-        SchedulerType::Constant => Schedule::constant(),
-        SchedulerType::ConstantWithWarmup => Schedule::constant_with_warmup(warmup),
+    let kind = match args.lr_scheduler_type {
+        SchedulerType::Linear => ScheduleKind::Linear,
+        SchedulerType::Cosine => ScheduleKind::Cosine,
+        SchedulerType::Constant => ScheduleKind::Constant,
+        SchedulerType::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
+    };
+    Schedule {
+        kind,
+        warmup_steps: args.warmup_steps_of(total_steps),
+        total_steps,
     }
 }
 

@@ -80,7 +80,7 @@ impl Learner {
             tokens += batch.tokens() as u64;
         }
         loss *= f64::from(scale);
-        let grad_norm = optim::global_norm(self.model.parameters()).map_err(engine)?;
+        let grad_norm = optim::global_grad_norm(self.model.parameters()).map_err(engine)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(non_finite(
                 loss,
