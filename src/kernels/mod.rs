@@ -12,4 +12,5 @@ pub mod exp;
 mod gemm;
 pub mod linear;
 pub mod pool;
+mod rows;
 pub mod view;
