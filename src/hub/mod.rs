@@ -122,6 +122,9 @@ pub struct ResolvedModel {
 /// Answers which step a job's `best` or `last` checkpoint has.
 pub type StepOfAlias = Box<dyn Fn(JobId, CheckpointAlias) -> Option<u64>>;
 
+/// Told what is going on, in short lines.
+pub type OnProgress = Box<dyn Fn(&str)>;
+
 /// What a [`Hub`] works with.
 pub struct HubOptions {
     /// Where jobs' checkpoints and unpacked packages lie.
@@ -130,8 +133,8 @@ pub struct HubOptions {
     pub env: HubEnv,
     /// The interpreter whose `pip` fetches Python packages.
     pub python: PathBuf,
-    /// Told what is going on, in short lines.
-    pub progress: Option<Box<dyn Fn(&str)>>,
+    /// Listens to every attempt and to downloads.
+    pub progress: Option<OnProgress>,
     /// Without it, `best` is the step in the newest checkpoint's `trainer_state.json`, `last` the newest.
     pub step_of_alias: Option<StepOfAlias>,
 }
