@@ -5,7 +5,14 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
+#[macro_use]
+mod vectorised;
+
+pub mod activation;
 pub mod adamw;
+pub mod attention;
+mod cpu;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod exp;
