@@ -232,7 +232,7 @@ pub fn model_error(error: ModelError) -> JobError {
     let code = match &error {
         ModelError::TypeUnsupported { .. } => ErrorCode::ModelTypeUnsupported,
         ModelError::PickleOnly => ErrorCode::ModelPickleRefused,
-        ModelError::Invalid(_) | ModelError::Io(_) | ModelError::Candle(_) => {
+        ModelError::Invalid(_) | ModelError::Io { .. } | ModelError::Candle(_) => {
             ErrorCode::ModelInvalid
         }
     };

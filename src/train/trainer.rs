@@ -172,20 +172,19 @@ impl<'a> Trainer<'a> {
             return Ok(Some(false));
         };
         self.observer.phase(Phase::Evaluating);
-        let observer = self.observer;
+        let (observer, args) = (self.observer, &self.job.spec.training_args);
         #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
         let evaluation = evaluate::evaluate(
             &mut self.learner.model,
             rows,
             &self.data.labels,
-            self.args().per_device_eval_batch_size,
-            self.args().label_smoothing_factor as f32,
+            args.per_device_eval_batch_size,
+            args.label_smoothing_factor as f32,
             &|| observer.command() != Command::Cancel,
         )?;
         let Some(evaluation) = evaluation else {
             return Ok(None);
         };
-        let args = self.args();
         let better = self.state.record_evaluation(
             &evaluation,
             &args.best_metric(),
