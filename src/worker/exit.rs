@@ -43,36 +43,35 @@ pub(super) struct TrainerExit {
 
 /// How the attempt ends if the trainer reported no end.
 pub(super) fn verdict(exit: &TrainerExit, max_attempts: u32) -> AttemptEnd {
-    match exit.cause {
-        ExitCause::Code(BAD_USAGE) => AttemptEnd::Fail(JobError::new(
-            ErrorCode::TrainerStartFailed,
-            with_tail("the trainer process refused its arguments", exit),
-        )),
-        ExitCause::Code(0) => requeue(
-            "the trainer process exited without reporting an end".to_owned(),
+    let message = match exit.cause {
+        ExitCause::Code(BAD_USAGE) => {
+            with_tail("the trainer process refused its arguments".to_owned(), exit)
+        }
+        ExitCause::Code(0) => "the trainer process exited without reporting an end".to_owned(),
+        ExitCause::Code(_) => with_tail(format!("the trainer process {}", exit.cause), exit),
+        ExitCause::Signal(_) | ExitCause::Unknown => format!("the trainer process {}", exit.cause),
+    };
+    let refused = exit.cause == ExitCause::Code(BAD_USAGE);
+    let code = if refused {
+        ErrorCode::TrainerStartFailed
+    } else {
+        ErrorCode::TrainerDied
+    };
+    let mut error = JobError::new(code, message);
+    error.hint = hint(exit.cause).map(str::to_owned);
+    if refused {
+        AttemptEnd::Fail(error)
+    } else {
+        AttemptEnd::Requeue {
+            error,
             max_attempts,
-        ),
-        ExitCause::Code(_) => requeue(
-            with_tail(&format!("the trainer process {}", exit.cause), exit),
-            max_attempts,
-        ),
-        ExitCause::Signal(_) | ExitCause::Unknown => {
-            requeue(format!("the trainer process {}", exit.cause), max_attempts)
         }
     }
-    .with_hint(hint(exit.cause))
 }
 
-fn requeue(message: String, max_attempts: u32) -> AttemptEnd {
-    AttemptEnd::Requeue {
-        error: JobError::new(ErrorCode::TrainerDied, message),
-        max_attempts,
-    }
-}
-
-fn with_tail(message: &str, exit: &TrainerExit) -> String {
+fn with_tail(message: String, exit: &TrainerExit) -> String {
     if exit.log_tail.is_empty() {
-        message.to_owned()
+        message
     } else {
         format!("{message}; its last words:\n{}", exit.log_tail)
     }
@@ -89,23 +88,6 @@ fn hint(cause: ExitCause) -> Option<&'static str> {
         None
     } else {
         Some("the job's `trainer.log` on the server says more")
-    }
-}
-
-impl AttemptEnd {
-    fn with_hint(self, hint: Option<&str>) -> Self {
-        let Some(hint) = hint else { return self };
-        match self {
-            Self::Fail(error) => Self::Fail(error.hint(hint)),
-            Self::Requeue {
-                error,
-                max_attempts,
-            } => Self::Requeue {
-                error: error.hint(hint),
-                max_attempts,
-            },
-            Self::Return { .. } => self,
-        }
     }
 }
 

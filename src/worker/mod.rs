@@ -193,9 +193,17 @@ impl Worker {
                 return;
             };
             waiting.remove(&exit.attempt_id);
-            let reason = "the server was stopped".to_owned();
-            self.end(&exit, AttemptEnd::Return { reason }).await;
+            self.hand_back(&exit).await;
         }
+        // Those that left just before the stop are no longer live, but their exit may still wait here.
+        while let Ok(exit) = self.exits.try_recv() {
+            self.hand_back(&exit).await;
+        }
+    }
+
+    async fn hand_back(&self, exit: &TrainerExit) {
+        let reason = "the server was stopped".to_owned();
+        self.end(exit, AttemptEnd::Return { reason }).await;
     }
 }
 

@@ -376,3 +376,29 @@ async fn a_cancelled_trainer_that_dies_is_cancelled() {
     f.until(job, Status::Cancelled).await;
     worker.shutdown(Shutdown::Leave).await;
 }
+
+#[tokio::test]
+async fn an_exit_that_waits_when_the_worker_stops_is_not_forgotten() {
+    let f = Fixture::new().await;
+    let job = f.job().await;
+    let claimed = f.store.claim_next(1000).await.unwrap().unwrap();
+    let (sender, exits) = mpsc::channel(8);
+    let executor = Arc::new(FakeExecutor::default());
+    let mut worker = Worker {
+        dispatcher: f.dispatcher(&executor),
+        rescuer: f.rescuer(&executor),
+        store: f.store.clone(),
+        executor,
+        options: f.options.clone(),
+        exits,
+        wake: Arc::default(),
+    };
+    let exit = TrainerExit {
+        attempt_id: claimed.attempt_id,
+        cause: exit::ExitCause::Code(0),
+        log_tail: String::new(),
+    };
+    sender.try_send(exit).unwrap();
+    worker.stop(Duration::ZERO).await;
+    assert_eq!(f.read(job).await.status, Status::Queued);
+}

@@ -124,3 +124,52 @@ async fn the_schema_refuses_rows_that_make_no_sense() {
         assert!(refused.is_err(), "{sql}");
     }
 }
+
+#[tokio::test]
+async fn a_request_that_fails_after_it_wrote_leaves_nothing_behind() {
+    let f = Fixture::new().await;
+    let job = f.job().await.id;
+    let half_done = f.store.write(move |tx| {
+        Box::pin(async move {
+            sqlx::query("UPDATE job SET metrics = 'half done', last_seq = 99")
+                .execute(&mut tx.conn)
+                .await?;
+            tx.touch(job);
+            Err::<(), _>(StoreError::NotFound)
+        })
+    });
+    let news = f.store.subscribe(job);
+    // Sent together, they share a transaction.
+    let (refused, neighbour) = tokio::join!(half_done, f.store.create_job(f.spec(), None));
+    assert_eq!(refused, Err(StoreError::NotFound));
+    assert!(neighbour.is_ok());
+    assert!(!news.has_changed().unwrap());
+    f.claim().await;
+    assert_eq!(f.kinds(job).await, ["queued", "started"]);
+}
+
+#[tokio::test]
+async fn commits_reach_the_disk_and_readers_cannot_write() {
+    let f = Fixture::new().await;
+    let (journal, synchronous) = f
+        .store
+        .write(|tx| {
+            Box::pin(async move {
+                let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
+                    .fetch_one(&mut tx.conn)
+                    .await?;
+                let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous")
+                    .fetch_one(&mut tx.conn)
+                    .await?;
+                Ok((journal, synchronous))
+            })
+        })
+        .await
+        .unwrap();
+    // 2 is FULL.
+    assert_eq!((journal.as_str(), synchronous), ("wal", 2));
+    let written = sqlx::query("DELETE FROM job")
+        .execute(f.store.readers())
+        .await;
+    assert!(written.is_err());
+}

@@ -52,7 +52,10 @@ impl Sender {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the server did not take a report; trying again");
+                    // Once per outage: it may last for hours.
+                    if pause == FIRST_PAUSE {
+                        tracing::warn!(%error, "the server did not take a report; trying again");
+                    }
                     self.rest(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
