@@ -63,6 +63,7 @@ pub fn render(document: &utoipa::openapi::OpenApi) -> String {
     let mut value = serde_json::to_value(document).unwrap_or_default();
     describe_errors(&mut value);
     describe_job_spec(&mut value);
+    simplify(&mut value);
     let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
     text.push('\n');
     text
@@ -71,9 +72,7 @@ pub fn render(document: &utoipa::openapi::OpenApi) -> String {
 /// Gives every error response its body, and every operation the errors that any can have.
 fn describe_errors(document: &mut Value) {
     let content = json!({PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}});
-    let paths = document["paths"].as_object_mut().into_iter().flatten();
-    let operations = paths.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten());
-    for (_, operation) in operations {
+    for operation in operations(document) {
         let Some(responses) = operation["responses"].as_object_mut() else {
             continue;
         };
@@ -101,6 +100,33 @@ fn describe_job_spec(document: &mut Value) {
             schemas["TrainingArguments"]["properties"][name]["default"] = default.clone();
         }
     }
+}
+
+/// What would make generated clients clumsy: items of lists spelled out where they have a name, and headers
+/// that could be `null`.
+fn simplify(document: &mut Value) {
+    let schemas = document["components"]["schemas"].as_object_mut();
+    for (name, schema) in schemas.into_iter().flatten() {
+        if let Some(item) = name.strip_prefix("Page_") {
+            let reference = format!("#/components/schemas/{item}");
+            schema["properties"]["data"]["items"] = json!({"$ref": reference});
+        }
+    }
+    for operation in operations(document) {
+        for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            let kind = &mut parameter["schema"]["type"];
+            if let Some(first) = kind.get(0).cloned() {
+                *kind = first;
+            }
+        }
+    }
+}
+
+/// Every operation of every path.
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    let items = paths.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten());
+    items.map(|(_, operation)| operation)
 }
 
 #[cfg(test)]
