@@ -5,3 +5,4 @@ pub mod kernels;
 pub mod layers;
 pub mod store;
 pub mod telemetry;
+pub mod worker;
