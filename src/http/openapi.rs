@@ -61,12 +61,23 @@ pub fn openapi_json() -> String {
 /// Completes the generated document and prints it.
 pub fn render(document: &utoipa::openapi::OpenApi) -> String {
     let mut value = serde_json::to_value(document).unwrap_or_default();
+    name_rest_of_path(&mut value);
     describe_errors(&mut value);
     describe_job_spec(&mut value);
     simplify(&mut value);
     let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
     text.push('\n');
     text
+}
+
+/// axum writes a parameter that takes the rest of the path as `{*path}`; OpenAPI has no such thing.
+fn name_rest_of_path(document: &mut Value) {
+    if let Some(paths) = document["paths"].as_object_mut() {
+        let renamed = std::mem::take(paths).into_iter();
+        *paths = renamed
+            .map(|(path, item)| (path.replace("{*", "{"), item))
+            .collect();
+    }
 }
 
 /// Gives every error response its body, and every operation the errors that any can have.
@@ -157,6 +168,7 @@ mod tests {
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
                 let place = format!("{method} {path}");
+                assert!(!place.contains('*'), "{place}");
                 assert!(operation["summary"].is_string(), "{place}");
                 assert!(ids.insert(operation["operationId"].clone()), "{place}");
                 assert!(operation["tags"].is_array(), "{place}");

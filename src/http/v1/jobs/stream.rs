@@ -78,7 +78,9 @@ pub fn response(follower: Follower) -> Response {
         ),
     ];
     let mut response = Sse::new(events).keep_alive(heartbeat).into_response();
-    response.headers_mut().extend(headers);
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 
