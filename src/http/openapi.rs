@@ -61,19 +61,29 @@ pub fn openapi_json() -> String {
 /// Completes the generated document and prints it.
 pub fn render(document: &utoipa::openapi::OpenApi) -> String {
     let mut value = serde_json::to_value(document).unwrap_or_default();
+    name_rest_of_path(&mut value);
     describe_errors(&mut value);
     describe_job_spec(&mut value);
+    simplify(&mut value);
     let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
     text.push('\n');
     text
 }
 
+/// axum writes a parameter that takes the rest of the path as `{*path}`; OpenAPI has no such thing.
+fn name_rest_of_path(document: &mut Value) {
+    if let Some(paths) = document["paths"].as_object_mut() {
+        let renamed = std::mem::take(paths).into_iter();
+        *paths = renamed
+            .map(|(path, item)| (path.replace("{*", "{"), item))
+            .collect();
+    }
+}
+
 /// Gives every error response its body, and every operation the errors that any can have.
 fn describe_errors(document: &mut Value) {
     let content = json!({PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}});
-    let paths = document["paths"].as_object_mut().into_iter().flatten();
-    let operations = paths.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten());
-    for (_, operation) in operations {
+    for operation in operations(document) {
         let Some(responses) = operation["responses"].as_object_mut() else {
             continue;
         };
@@ -101,6 +111,33 @@ fn describe_job_spec(document: &mut Value) {
             schemas["TrainingArguments"]["properties"][name]["default"] = default.clone();
         }
     }
+}
+
+/// What would make generated clients clumsy: items of lists spelled out where they have a name, and headers
+/// that could be `null`.
+fn simplify(document: &mut Value) {
+    let schemas = document["components"]["schemas"].as_object_mut();
+    for (name, schema) in schemas.into_iter().flatten() {
+        if let Some(item) = name.strip_prefix("Page_") {
+            let reference = format!("#/components/schemas/{item}");
+            schema["properties"]["data"]["items"] = json!({"$ref": reference});
+        }
+    }
+    for operation in operations(document) {
+        for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            let kind = &mut parameter["schema"]["type"];
+            if let Some(first) = kind.get(0).cloned() {
+                *kind = first;
+            }
+        }
+    }
+}
+
+/// Every operation of every path.
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    let items = paths.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten());
+    items.map(|(_, operation)| operation)
 }
 
 #[cfg(test)]
@@ -131,6 +168,7 @@ mod tests {
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
                 let place = format!("{method} {path}");
+                assert!(!place.contains('*'), "{place}");
                 assert!(operation["summary"].is_string(), "{place}");
                 assert!(ids.insert(operation["operationId"].clone()), "{place}");
                 assert!(operation["tags"].is_array(), "{place}");

@@ -11,6 +11,7 @@ pub struct Page<T> {
     /// Whether there are more after these.
     pub has_more: bool,
     /// Send it as `after` to get the next page; `null` at the end.
+    #[schema(required)]
     pub next_cursor: Option<String>,
 }
 

@@ -57,7 +57,7 @@ const MAX_KEY_CHARS: usize = 255;
     responses(
         (status = 201, description = "Queued", body = JobView, headers(
             ("location" = String, description = "Path of the job"),
-            ("idempotency-replayed" = Option<String>, description = "`true` when this key was answered before"),
+            ("idempotency-replayed" = String, description = "`true` when this key was answered before"),
         )),
         (status = 400, description = "`invalid_json`, with `line`"),
         (status = 415, description = "`unsupported_media_type`"),

@@ -46,6 +46,7 @@ pub struct EventView {
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// The attempt it happened in; `null` for what the server did.
+    #[schema(required)]
     pub attempt: Option<u32>,
     /// `type` and `data`.
     #[serde(flatten)]

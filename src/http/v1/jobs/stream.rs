@@ -48,6 +48,8 @@ pub struct Follower {
     /// `seq` of the last event taken from the table.
     after: i64,
     wake: watch::Receiver<u64>,
+    /// The store will not wake this follower again.
+    deaf: bool,
     shutdown: CancellationToken,
     ready: VecDeque<SseEvent>,
     snapshot: Option<Snapshot>,
@@ -76,7 +78,9 @@ pub fn response(follower: Follower) -> Response {
         ),
     ];
     let mut response = Sse::new(events).keep_alive(heartbeat).into_response();
-    response.headers_mut().extend(headers);
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 
@@ -95,6 +99,7 @@ impl Follower {
             job,
             after,
             wake,
+            deaf: false,
             shutdown: state.shutdown.clone(),
             ready: VecDeque::from([SseEvent::default().retry(RETRY)]),
             snapshot: None,
@@ -126,7 +131,7 @@ impl Follower {
         }
     }
 
-    /// Waits until there may be something new. False when there will not be.
+    /// Waits until there may be something new. False at shutdown.
     async fn wait(&mut self) -> bool {
         let since_row = self.row_read.map_or(PROGRESS_EVERY, |at| at.elapsed());
         let pause = if self.row_stale {
@@ -140,9 +145,10 @@ impl Follower {
                 self.row_stale = true;
                 true
             }
-            changed = self.wake.changed() => {
+            changed = self.wake.changed(), if !self.deaf => {
                 self.row_stale = true;
-                changed.is_ok()
+                self.deaf = changed.is_err();
+                true
             }
         }
     }

@@ -17,28 +17,35 @@ pub struct JobView {
     /// Its id.
     pub id: JobId,
     /// A name for people.
+    #[schema(required)]
     pub name: Option<String>,
     /// Where it stands. `succeeded`, `failed` and `cancelled` are final.
     pub status: Status,
     /// What a running job is doing.
+    #[schema(required)]
     pub phase: Option<Phase>,
     /// How far training is.
+    #[schema(required)]
     pub progress: Option<Progress>,
     /// Newest value of every metric by name, with HF's names: `loss`, `learning_rate`, `grad_norm`, `eval_loss`,
     /// `eval_accuracy`, at the end `train_runtime`, `train_samples_per_second`.
     #[schema(example = json!({"loss": 0.31, "eval_loss": 0.28, "eval_accuracy": 0.93}))]
     pub metrics: BTreeMap<String, f64>,
     /// Why it failed; set exactly when `status` is `failed`.
+    #[schema(required)]
     pub error: Option<JobError>,
     /// Attempts started so far.
     pub attempt: u32,
     /// 1 for the job that is started next; set exactly when `status` is `queued`.
+    #[schema(required)]
     pub queue_position: Option<u64>,
     /// A cancel was asked for and has not taken effect yet.
     pub cancel_requested: bool,
     /// Step of the checkpoint that is the trained model; set exactly when `status` is `succeeded`.
+    #[schema(required)]
     pub model_step: Option<u64>,
     /// Folder of the trained model on the server's machine; set exactly when `status` is `succeeded`.
+    #[schema(required)]
     pub model_dir: Option<String>,
     /// What was asked for, with every default filled in.
     pub spec: JobSpec,
@@ -48,10 +55,10 @@ pub struct JobView {
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// When its first attempt started.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required)]
     pub started_at: Option<Timestamp>,
     /// When it ended; set exactly when `status` is final.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required)]
     pub finished_at: Option<Timestamp>,
 }
 

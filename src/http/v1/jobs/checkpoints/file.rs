@@ -40,7 +40,7 @@ impl<S: Send + Sync> FromRequestParts<S> for FilePath {
 /// downloads can be resumed. `HEAD` answers the headers only.
 #[utoipa::path(
     get,
-    path = "/v1/jobs/{id}/checkpoints/{checkpoint}/files/{path}",
+    path = "/v1/jobs/{id}/checkpoints/{checkpoint}/files/{*path}",
     tag = "checkpoints",
     params(
         CheckpointPath,
@@ -170,7 +170,11 @@ mod tests {
 
     use crate::http::testing::TestApp;
 
-    const FILES: [(&str, &str); 2] = [("config.json", "{}"), ("model.safetensors", "0123456789")];
+    const FILES: [(&str, &str); 3] = [
+        ("config.json", "{}"),
+        ("model.safetensors", "0123456789"),
+        ("1_Pooling/config.json", "[]"),
+    ];
 
     /// A job with a checkpoint at step 3; its `files` URL.
     async fn published(app: &TestApp) -> String {
@@ -232,6 +236,8 @@ mod tests {
         let files = published(&app).await;
         let config = app.get(&format!("{files}/config.json")).await;
         assert_eq!(config.headers["content-type"], "application/json");
+        let nested = app.get(&format!("{files}/1_Pooling/config.json")).await;
+        assert_eq!(nested.text(), "[]");
         for alias in ["best", "last"] {
             let path = format!("{files}/config.json").replace("/3/", &format!("/{alias}/"));
             assert_eq!(app.get(&path).await.text(), "{}", "{alias}");
