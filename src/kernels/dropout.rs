@@ -154,34 +154,6 @@ multiversion! {
     }
 }
 
-/// `count` uniform 32-bit words that depend on `seed` and `stream` alone: the same generator, for fresh
-/// weights.
-pub fn uniform_words(seed: u64, stream: u64, count: usize) -> Vec<u32> {
-    let generator = Dropout {
-        key: [low(seed), high(seed)],
-        site: u32::MAX,
-        ..Dropout::NONE
-    };
-    let mut words = Vec::with_capacity(count + 4 * LANES);
-    for first in (0..count.div_ceil(4)).step_by(LANES) {
-        let blocks = generator.blocks(stream, first);
-        for lane in 0..LANES {
-            words.extend(blocks.map(|word| word[lane]));
-        }
-    }
-    words.truncate(count);
-    words
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the other half is `high`")]
-fn low(x: u64) -> u32 {
-    x as u32
-}
-
-fn high(x: u64) -> u32 {
-    low(x >> 32)
-}
-
 /// The key of the token at `position` of the sequence named `sequence` (its row in the dataset).
 pub fn token_key(sequence: u64, position: u32) -> u64 {
     (sequence << 16) | u64::from(position & 0xFFFF)

@@ -1,31 +1,35 @@
-//! Why a model cannot be loaded.
+//! Why a model folder cannot be used.
+
+use std::path::PathBuf;
 
 use super::SUPPORTED_MODEL_TYPES;
 
 /// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file is missing, corrupt or at odds with another.
+    /// A file is missing, corrupt, or does not fit the others.
     #[error("{0}")]
     Invalid(String),
-    /// The family is not supported.
-    #[error("model_type `{found}` is not supported; supported are {}", SUPPORTED_MODEL_TYPES.join(", "))]
+    /// There is no encoder for the config's `model_type`.
+    #[error("model_type {found:?} is not supported; supported: {}", SUPPORTED_MODEL_TYPES.join(", "))]
     TypeUnsupported {
-        /// What `config.json` says.
+        /// What the config says.
         found: String,
     },
-    /// There are only pickle weights, which are never read.
-    #[error("the model has only pickle weights (pytorch_model.bin), which are never read; it needs model.safetensors")]
+    /// Weights are there as pickle only, which can run code when it is read.
+    #[error(
+        "the model has pickle weights only, which are never read; convert them to model.safetensors"
+    )]
     PickleOnly,
-    /// A file cannot be read.
-    #[error("{file} cannot be read: {source}")]
+    /// Memory or shapes.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A file could not be read.
+    #[error("failed to read {}: {source}", path.display())]
     Io {
-        /// Its name.
-        file: &'static str,
+        /// Which file.
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// A tensor operation failed.
-    #[error("{0}")]
-    Candle(#[from] candle_core::Error),
 }

@@ -1,114 +1,142 @@
-//! Reads `model.safetensors` by Hugging Face's tensor names. The file is untrusted: its header is bounded,
-//! and a tensor is taken only with the shape that the configuration demands.
+//! Reads `model.safetensors` (<https://huggingface.co/docs/safetensors>) tensor by tensor: only tensors that
+//! the model asks for, each after its shape was compared, so memory is bounded by the config's own bounds.
+//! The file is read, not mapped: a mapped file that is cut short kills the process.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{ModelError, initializer};
+use super::ModelError;
 use crate::layers::{Parameter, ParameterSource};
 
-/// A legal header may have 100 MB; no encoder needs one.
+/// A header may be this long. The format allows 100 MB, which takes seconds and a gigabyte to parse.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
-/// Prefix of the encoder's tensors; checkpoints of the bare encoder lack it.
-const PREFIX: &str = "bert.";
 
-/// A checkpoint's tensors, taken one by one by name.
+/// The tensors of a model folder.
 pub struct Checkpoint {
-    bytes: Vec<u8>,
-    taken: BTreeSet<String>,
-    initialized: Vec<String>,
-    seed: u64,
-    initializer_range: f64,
+    path: PathBuf,
+    file: File,
+    /// Where the header ends.
+    data_start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+    used: BTreeSet<String>,
+    /// What a checkpoint of a bare encoder leaves out of its names, such as `bert.`.
+    prefix: &'static str,
 }
 
 impl Checkpoint {
-    /// Reads `model.safetensors` in `dir`. `seed` and `initializer_range` are for what it lacks.
+    /// Opens `model.safetensors` in `dir` and reads its header.
     ///
     /// # Errors
-    /// `PickleOnly` if there are only pickle weights, `Invalid` if the file is corrupt.
-    pub fn open(dir: &Path, seed: u64, initializer_range: f64) -> Result<Self, ModelError> {
+    /// If it is missing or its header is wrong.
+    pub fn open(dir: &Path, prefix: &'static str) -> Result<Self, ModelError> {
         let path = dir.join("model.safetensors");
-        if !path.exists() && dir.join("pytorch_model.bin").exists() {
-            return Err(ModelError::PickleOnly);
+        if !path.is_file() {
+            return Err(missing_weights(dir));
         }
-        let unreadable = |source| ModelError::Io {
-            file: "model.safetensors",
+        let io = |source| ModelError::Io {
+            path: path.clone(),
             source,
         };
-        let bytes = std::fs::read(&path).map_err(unreadable)?;
-        let header = bytes
-            .first_chunk::<8>()
-            .map_or(u64::MAX, |length| u64::from_le_bytes(*length));
-        if header > MAX_HEADER_BYTES {
-            return Err(invalid("its header is missing or larger than 1 MiB"));
+        let mut file = File::open(&path).map_err(io)?;
+        let file_bytes = file.metadata().map_err(io)?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length)
+            .map_err(|_| corrupt("it has no header"))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES || length > file_bytes {
+            return Err(corrupt(&format!("its header claims {length} bytes")));
         }
-        SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e.to_string()))?;
+        let mut header = vec![0; usize::try_from(length).map_err(|_| corrupt("header"))?];
+        file.read_exact(&mut header)
+            .map_err(|_| corrupt("its header is cut short"))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| corrupt(&e.to_string()))?;
+        let data_start = 8 + length;
+        if data_start.checked_add(metadata.data_len() as u64) != Some(file_bytes) {
+            return Err(corrupt("its length is not what its header says"));
+        }
+        let tensors = metadata.tensors().into_iter();
         Ok(Self {
-            bytes,
-            taken: BTreeSet::new(),
-            initialized: Vec::new(),
-            seed,
-            initializer_range,
+            path,
+            file,
+            data_start,
+            tensors: tensors.map(|(name, info)| (name, info.clone())).collect(),
+            used: BTreeSet::new(),
+            prefix,
         })
     }
 
-    /// A head's parameter: the checkpoint's if it has one of this shape, else fresh (weights from a normal
-    /// distribution, biases 0), as HF does.
-    ///
-    /// # Errors
-    /// If a tensor cannot be made.
-    pub fn or_initialize(&mut self, name: &str, shape: &[usize]) -> Result<Parameter, ModelError> {
-        let fits = self.find(name)?.is_some_and(|(_, found)| found == shape);
-        if fits {
-            return self.parameter(name, shape);
-        }
-        self.initialized.push(name.to_owned());
-        let count = shape.iter().product();
-        let values = if name.ends_with(".bias") {
-            vec![0.0; count]
-        } else {
-            initializer::normal(self.seed, name, count, self.initializer_range)
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let found = self.find(name)?;
+        Some(&self.tensors.get(&found)?.shape)
+    }
+
+    /// Tensors that nobody asked for, by name.
+    pub fn ignored(&self) -> Vec<String> {
+        let names = self.tensors.keys();
+        names.filter(|n| !self.used.contains(*n)).cloned().collect()
+    }
+
+    /// What the file calls the tensor: with or without the prefix, and with the names that layer
+    /// normalisation had in TensorFlow.
+    fn find(&self, name: &str) -> Option<String> {
+        let bare = name.strip_prefix(self.prefix).unwrap_or(name);
+        let old = |name: &str| {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma")
+                .replace("LayerNorm.bias", "LayerNorm.beta")
         };
-        let value = Tensor::from_vec(values, shape, &Device::Cpu)?;
-        Ok(Parameter::new(name, value)?)
-    }
-
-    /// Parameters that the checkpoint lacks and that were made fresh.
-    pub fn newly_initialized(&self) -> &[String] {
-        &self.initialized
-    }
-
-    /// Tensors that nothing asked for.
-    ///
-    /// # Errors
-    /// If the header cannot be read again.
-    pub fn ignored(&self) -> Result<Vec<String>, ModelError> {
-        let file = self.file()?;
-        let mut names: Vec<String> = file
-            .names()
+        [name.to_owned(), bare.to_owned(), old(name), old(bare)]
             .into_iter()
-            .filter(|name| !self.taken.contains(*name))
-            .map(str::to_owned)
-            .collect();
-        names.sort();
-        Ok(names)
+            .find(|n| self.tensors.contains_key(n))
     }
 
-    fn file(&self) -> Result<SafeTensors<'_>, ModelError> {
-        SafeTensors::deserialize(&self.bytes).map_err(|e| invalid(&e.to_string()))
-    }
-
-    /// The name under which the file has the tensor, and its shape.
-    fn find(&self, name: &str) -> Result<Option<(String, Vec<usize>)>, ModelError> {
-        let file = self.file()?;
-        Ok(aliases(name).into_iter().find_map(|alias| {
-            let view = file.tensor(&alias).ok()?;
-            Some((alias, view.shape().to_vec()))
-        }))
+    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let Some((found, info)) = self
+            .find(name)
+            .and_then(|found| self.tensors.get_key_value(&found))
+        else {
+            return Err(ModelError::Invalid(format!(
+                "model.safetensors has no tensor {name:?}"
+            )));
+        };
+        if info.shape != shape {
+            return Err(ModelError::Invalid(format!(
+                "tensor {found:?} has shape {:?}, config.json makes it {shape:?}",
+                info.shape
+            )));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let at = self.data_start + start as u64;
+        let mut read = || {
+            self.file.seek(SeekFrom::Start(at))?;
+            self.file.read_exact(&mut bytes)
+        };
+        read().map_err(|source| ModelError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        let values = to_f32(&bytes, info.dtype).ok_or_else(|| {
+            let dtype = info.dtype;
+            ModelError::Invalid(format!(
+                "tensor {found:?} is {dtype:?}, not F32, F16 or BF16"
+            ))
+        })?;
+        if !values.iter().all(|x| x.is_finite()) {
+            return Err(ModelError::Invalid(format!(
+                "tensor {found:?} has values that are not finite"
+            )));
+        }
+        self.used.insert(found.clone());
+        Ok(values)
     }
 }
 
@@ -116,140 +144,192 @@ impl ParameterSource for Checkpoint {
     type Error = ModelError;
 
     fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter, ModelError> {
-        let Some((alias, found)) = self.find(name)? else {
-            return Err(invalid(&format!("tensor {name} is missing")));
-        };
-        if found != shape {
-            return Err(invalid(&format!(
-                "tensor {alias} has shape {found:?}, but config.json demands {shape:?}"
-            )));
-        }
-        let values = {
-            let file = self.file()?;
-            let view = file.tensor(&alias).map_err(|e| invalid(&e.to_string()))?;
-            to_f32(view.dtype(), view.data())
-                .ok_or_else(|| invalid(&format!("tensor {alias} is no float tensor")))?
-        };
-        if !values.iter().all(|x| x.is_finite()) {
-            return Err(invalid(&format!("tensor {alias} has values that are not finite")));
-        }
-        self.taken.insert(alias);
+        let values = self.read(name, shape)?;
         let value = Tensor::from_vec(values, shape, &Device::Cpu)?;
         Ok(Parameter::new(name, value)?)
     }
 }
 
-/// Names under which checkpoints have a tensor: with and without the prefix, and the oldest checkpoints
-/// call LayerNorm's parameters gamma and beta.
-fn aliases(name: &str) -> Vec<String> {
-    let bare = name.strip_prefix(PREFIX).unwrap_or(name);
-    let mut names = vec![name.to_owned()];
-    if bare != name {
-        names.push(bare.to_owned());
+/// A file that must be there, and short.
+pub(super) fn read_small_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>, ModelError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let io = |source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if !path.is_file() {
+        return Err(ModelError::Invalid(format!("{name} is missing")));
     }
-    for (new, old) in [
-        ("LayerNorm.weight", "LayerNorm.gamma"),
-        ("LayerNorm.bias", "LayerNorm.beta"),
-    ] {
-        if bare.ends_with(new) {
-            names.extend(names.clone().iter().map(|n| n.replace(new, old)));
-        }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io)?;
+    file.take(max_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(ModelError::Invalid(format!(
+            "{name} is longer than {max_bytes} bytes"
+        )));
     }
-    names
+    Ok(bytes)
 }
 
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    Some(match dtype {
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        _ => return None,
-    })
+fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        Dtype::F32 => Some(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+        ),
+        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
+        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
+        _ => None,
+    }
 }
 
-fn invalid(what: &str) -> ModelError {
-    ModelError::Invalid(format!("model.safetensors: {what}"))
+fn corrupt(why: &str) -> ModelError {
+    ModelError::Invalid(format!("model.safetensors is corrupt: {why}"))
+}
+
+/// Says what the folder has instead of `model.safetensors`.
+fn missing_weights(dir: &Path) -> ModelError {
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let pickle = |name: &String| {
+        name.starts_with("pytorch_model")
+            || [".pt", ".pth", ".pkl", ".ckpt"]
+                .iter()
+                .any(|end| name.ends_with(end))
+    };
+    if names.iter().any(|n| n == "model.safetensors.index.json") {
+        ModelError::Invalid(
+            "weights spread over several safetensors files are not supported".into(),
+        )
+    } else if names.iter().any(pickle) {
+        ModelError::PickleOnly
+    } else {
+        ModelError::Invalid("model.safetensors is missing".into())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use safetensors::tensor::TensorView;
-
     use super::*;
 
-    fn write(dir: &Path, tensors: &[(&str, Dtype, Vec<u8>)]) {
-        let views = tensors.iter().map(|(name, dtype, bytes)| {
-            let count = bytes.len() * 8 / dtype.bitsize();
-            (*name, TensorView::new(*dtype, vec![count], bytes).unwrap())
-        });
-        safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    /// A file with this header and as many zero bytes of data.
+    fn write(dir: &Path, header: &str, data: &[u8]) {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
     }
 
-    fn read(checkpoint: &mut Checkpoint, name: &str) -> Vec<f32> {
-        let parameter = checkpoint.parameter(name, &[2]).unwrap();
+    fn one(name: &str, dtype: &str, len: usize) -> String {
+        format!(r#"{{"{name}":{{"dtype":"{dtype}","shape":[1,2],"data_offsets":[0,{len}]}}}}"#)
+    }
+
+    fn values(dir: &Path, name: &str) -> Result<Vec<Vec<f32>>, ModelError> {
+        let parameter = Checkpoint::open(dir, "bert.")?.parameter(name, &[1, 2])?;
         assert_eq!(parameter.name, name);
-        parameter.value.to_vec1().unwrap()
+        Ok(parameter.value.to_vec2()?)
     }
 
     #[test]
-    fn names_and_types_of_all_vintages_are_read() {
+    fn all_float_types_and_old_names_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let f32s: Vec<u8> = [1f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        let f16s: Vec<u8> = [3.0, 4.0].iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-        let bf16s: Vec<u8> = [5.0, 6.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-        write(
-            dir.path(),
-            &[
-                ("embeddings.LayerNorm.gamma", Dtype::F32, f32s),
-                ("bert.embeddings.LayerNorm.beta", Dtype::F16, f16s),
-                ("pooler.dense.bias", Dtype::BF16, bf16s),
-                ("cls.predictions.bias", Dtype::F32, vec![0; 8]),
-            ],
+        let f32s: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        let f16s: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|&x| f16::from_f32(x).to_le_bytes())
+            .collect();
+        let bf16s: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+            .collect();
+        for (name, asked) in [
+            ("bert.x.weight", "bert.x.weight"),
+            ("x.weight", "bert.x.weight"),
+            ("bert.x.LayerNorm.gamma", "bert.x.LayerNorm.weight"),
+            ("x.LayerNorm.beta", "bert.x.LayerNorm.bias"),
+        ] {
+            for (dtype, data) in [("F32", &f32s), ("F16", &f16s), ("BF16", &bf16s)] {
+                write(dir.path(), &one(name, dtype, data.len()), data);
+                assert_eq!(
+                    values(dir.path(), asked).unwrap(),
+                    [[1.5, -2.0]],
+                    "{name} {dtype}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_tensor_is_said_with_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |asked| values(dir.path(), asked).unwrap_err().to_string();
+        write(dir.path(), &one("x", "I64", 16), &[0; 16]);
+        assert_eq!(message("x"), r#"tensor "x" is I64, not F32, F16 or BF16"#);
+        assert_eq!(message("y"), r#"model.safetensors has no tensor "y""#);
+        write(dir.path(), &one("x", "F32", 8), &[0xFF; 8]);
+        assert_eq!(message("x"), r#"tensor "x" has values that are not finite"#);
+        let mut checkpoint = Checkpoint::open(dir.path(), "bert.").unwrap();
+        let error = checkpoint.parameter("x", &[2, 1]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            r#"tensor "x" has shape [1, 2], config.json makes it [2, 1]"#
         );
-        let mut checkpoint = Checkpoint::open(dir.path(), 0, 0.02).unwrap();
-        assert_eq!(read(&mut checkpoint, "bert.embeddings.LayerNorm.weight"), [1.0, 2.0]);
-        assert_eq!(read(&mut checkpoint, "bert.embeddings.LayerNorm.bias"), [3.0, 4.0]);
-        assert_eq!(read(&mut checkpoint, "bert.pooler.dense.bias"), [5.0, 6.0]);
-        assert_eq!(checkpoint.ignored().unwrap(), ["cls.predictions.bias"]);
-        let missing = checkpoint.parameter("bert.nothing", &[2]).unwrap_err();
-        assert!(missing.to_string().contains("bert.nothing is missing"));
-        let shape = checkpoint.parameter("bert.pooler.dense.bias", &[3]).unwrap_err();
-        assert!(shape.to_string().contains("[2]") && shape.to_string().contains("[3]"));
+        assert_eq!(checkpoint.ignored(), ["x"]);
     }
 
     #[test]
-    fn what_a_head_lacks_is_made_fresh() {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &[("classifier.weight", Dtype::F32, vec![0; 8])]);
-        let mut checkpoint = Checkpoint::open(dir.path(), 7, 0.02).unwrap();
-        checkpoint.or_initialize("classifier.weight", &[2]).unwrap();
-        let fresh = checkpoint.or_initialize("classifier.other", &[4]).unwrap();
-        assert!(fresh.value.to_vec1::<f32>().unwrap().iter().all(|&x| x != 0.0));
-        let bias = checkpoint.or_initialize("classifier.bias", &[4]).unwrap();
-        assert_eq!(bias.value.to_vec1::<f32>().unwrap(), [0.0; 4]);
-        assert_eq!(checkpoint.newly_initialized(), ["classifier.other", "classifier.bias"]);
-    }
-
-    #[test]
-    fn corrupt_files_are_errors() {
+    fn corrupt_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
-        let nan: Vec<u8> = [f32::NAN, 0.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        write(dir.path(), &[("a", Dtype::F32, nan)]);
-        let mut checkpoint = Checkpoint::open(dir.path(), 0, 0.02).unwrap();
-        assert!(checkpoint.parameter("a", &[2]).is_err());
-        let whole = std::fs::read(&path).unwrap();
-        for length in [0, 4, 8, 20, whole.len() - 1] {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(Checkpoint::open(dir.path(), 0, 0.02).is_err(), "{length} bytes");
+        let good = one("x", "F32", 8);
+        for (header, data) in [
+            (good.as_str(), 7),
+            (&good, 9),
+            (&one("x", "F32", 12), 12),
+            (&good.replace('1', "18446744073709551615"), 8),
+            ("{", 0),
+            ("", 0),
+        ] {
+            write(dir.path(), header, &vec![0; data]);
+            let error = Checkpoint::open(dir.path(), "bert.")
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(error.starts_with("model.safetensors is corrupt"), "{error}");
         }
-        let mut huge = (2u64 << 20).to_le_bytes().to_vec();
-        huge.resize(3 << 20, b' ');
-        std::fs::write(&path, huge).unwrap();
-        assert!(Checkpoint::open(dir.path(), 0, 0.02).is_err());
-        std::fs::remove_file(&path).unwrap();
+        for bytes in [
+            vec![],
+            vec![1, 2, 3],
+            u64::MAX.to_le_bytes().to_vec(),
+            (2u64 << 20).to_le_bytes().to_vec(),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(Checkpoint::open(dir.path(), "bert.").is_err());
+        }
+    }
+
+    #[test]
+    fn a_folder_without_safetensors_says_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = || Checkpoint::open(dir.path(), "bert.").err().unwrap();
+        assert_eq!(error().to_string(), "model.safetensors is missing");
         std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-        assert!(matches!(Checkpoint::open(dir.path(), 0, 0.02), Err(ModelError::PickleOnly)));
+        assert!(matches!(error(), ModelError::PickleOnly));
+        std::fs::write(dir.path().join("model.safetensors.index.json"), "").unwrap();
+        assert!(error().to_string().contains("several"));
     }
 }

@@ -130,24 +130,23 @@ impl Observer for Reporting {
 }
 
 impl Reporting {
-    /// Reports how it ended. A paused attempt reports no end: the server requeues the job.
+    /// Reports how it ended.
     fn end(&self, outcome: Result<Outcome, JobError>) -> ExitCode {
         if self.reporter.is_fenced() {
             tracing::warn!("the attempt was fenced: another one holds the job");
             return ExitCode::SUCCESS;
         }
-        let event = match outcome {
-            Ok(Outcome::Finished { model_step }) => Some(Event::Succeeded { model_step }),
-            Ok(Outcome::Cancelled) => Some(Event::Cancelled {}),
-            Ok(Outcome::Paused) => None,
+        self.reporter.event(match outcome {
+            Ok(Outcome::Finished { model_step }) => Event::Succeeded { model_step },
+            Ok(Outcome::Cancelled) => Event::Cancelled {},
+            Ok(Outcome::Paused) => Event::Requeued {
+                reason: "the trainer was asked to leave; it saved a checkpoint".to_owned(),
+            },
             Err(error) => {
                 tracing::error!(%error, "the job failed");
-                Some(Event::Failed { error })
+                Event::Failed { error }
             }
-        };
-        if let Some(event) = event {
-            self.reporter.event(event);
-        }
+        });
         if self.reporter.flush(FLUSH_TIMEOUT) {
             ExitCode::SUCCESS
         } else {
