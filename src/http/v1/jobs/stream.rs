@@ -32,7 +32,16 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// The table is read this often even when nobody says that there is something new.
 const POLL_EVERY: Duration = Duration::from_secs(15);
 
-/// Progress as a stream sends it. Not an event of the log: it has no `seq`, and only the newest counts.
+/// Progress as a stream sends it, in the shape of an event. It is not one of the log: it has no `seq`, and
+/// only the newest counts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct ProgressEvent {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    data: Snapshot,
+}
+
+/// What [`ProgressEvent`] carries.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Snapshot {
     phase: Option<Phase>,
@@ -199,7 +208,11 @@ impl Follower {
             progress,
         };
         if self.snapshot.as_ref() != Some(&snapshot) {
-            self.push(SseEvent::default().event("progress"), &snapshot);
+            let event = ProgressEvent {
+                kind: "progress",
+                data: snapshot.clone(),
+            };
+            self.push(SseEvent::default().event(event.kind), &event);
             self.snapshot = Some(snapshot);
         }
     }

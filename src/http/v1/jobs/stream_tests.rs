@@ -94,7 +94,8 @@ async fn progress_comes_as_snapshots_without_an_id() {
         assert_eq!(event.event.as_deref(), Some("progress"));
         assert_eq!(event.id, None);
         let data: serde_json::Value = serde_json::from_str(&event.data.unwrap()).unwrap();
-        assert_eq!(data["global_step"], step);
+        assert_eq!(data["type"], "progress");
+        assert_eq!(data["data"]["global_step"], step);
     }
     socket.stop().await;
 }
