@@ -62,13 +62,7 @@ async fn everything_a_trainer_reports_is_read_back() {
     assert_eq!(running.started_at, Some(Timestamp(1_000_100)));
     let newest = [("eval_loss".to_owned(), 0.6), ("loss".to_owned(), 0.5)];
     assert_eq!(running.metrics, BTreeMap::from(newest));
-    let points = f.store.metric_points(job, &[], 0).await.unwrap();
-    let points: Vec<_> = points.iter().map(|p| (p.step, &*p.name, p.value)).collect();
-    let expected = [(3, "loss", 0.7), (3, "eval_loss", 0.6), (6, "loss", 0.5)];
-    assert_eq!(points, expected);
-    let names = ["loss".to_owned()];
-    let points = f.store.metric_points(job, &names, 4).await.unwrap();
-    assert_eq!(points.len(), 1);
+    check_series(&f, job).await;
     let kept = f.store.checkpoints(job).await.unwrap();
     assert_eq!(kept.len(), 1);
     assert_eq!((kept[0].attempt, &kept[0].record), (1, &checkpoint(6)));
@@ -90,6 +84,16 @@ async fn everything_a_trainer_reports_is_read_back() {
     assert_eq!(kinds.last(), Some(&"succeeded"));
     assert_eq!(kinds.len(), 11);
     assert!(!kinds.contains(&"progress"));
+}
+
+async fn check_series(f: &Fixture, job: JobId) {
+    let points = f.store.metric_points(job, &[], 0).await.unwrap();
+    let points: Vec<_> = points.iter().map(|p| (p.step, &*p.name, p.value)).collect();
+    let expected = [(3, "loss", 0.7), (3, "eval_loss", 0.6), (6, "loss", 0.5)];
+    assert_eq!(points, expected);
+    let names = ["loss".to_owned()];
+    let points = f.store.metric_points(job, &names, 4).await.unwrap();
+    assert_eq!(points.len(), 1);
 }
 
 #[tokio::test]
