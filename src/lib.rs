@@ -3,6 +3,8 @@ pub mod domain;
 pub mod http;
 pub mod kernels;
 pub mod layers;
+pub mod metrics;
+pub mod optim;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

@@ -5,6 +5,7 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
+pub mod adamw;
 pub mod dropout;
 pub mod pool;
 pub mod view;

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt, pin_mut};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use crate::data;
+use crate::data::{self, ReaderLimits};
 use crate::domain::{DatasetFormat, DatasetId, ErrorCode};
 use crate::http::digest::hex;
 use crate::http::problem::Problem;
@@ -123,7 +123,13 @@ pub async fn publish(
         sha256,
     } = received;
     let (file, inspected) = blocking(move || {
-        let inspected = data::inspect(file.path(), format, header, columns);
+        let inspected = data::inspect(
+            file.path(),
+            format,
+            header,
+            columns,
+            ReaderLimits::default(),
+        );
         Ok((file, inspected))
     })
     .await?;
