@@ -16,7 +16,7 @@ use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, FromQuery, QueryReader};
 
 const MAX_NAME_CHARS: usize = 200;
-const MAX_COLUMNS: usize = 1024;
+const MAX_COLUMNS: usize = 1000;
 const KNOWN_TYPES: &str =
     "`text/csv`, `text/tab-separated-values`, `application/x-ndjson`, `multipart/form-data`";
 
@@ -32,7 +32,7 @@ pub struct CreateDataset {
     /// Whether the first line names the columns (CSV and TSV).
     #[param(default = true, required = false)]
     header: bool,
-    /// Names of the columns, separated by commas: for files without a header, or instead of it.
+    /// Names of the columns, separated by commas, for CSV and TSV with `header=false`; without them they are `column_1`, `column_2`, …
     #[param(value_type = Option<String>, example = "text,label")]
     columns: Option<Vec<String>>,
 }
@@ -221,8 +221,8 @@ fn form_problem(error: &MultipartError, limit: u64) -> Problem {
 }
 
 fn reading(query: CreateDataset, name: String, format: DatasetFormat) -> Result<Reading, Problem> {
-    if format == DatasetFormat::Jsonl && query.columns.is_some() {
-        let message = "`columns` is for CSV and TSV; JSONL rows name their own";
+    if query.columns.is_some() && (query.header || format == DatasetFormat::Jsonl) {
+        let message = "`columns` is for CSV and TSV files without a header: add `header=false`, or leave it out";
         return Err(Problem::invalid_field(
             "/query/columns",
             "invalid_combination",

@@ -132,6 +132,11 @@ async fn the_format_must_be_known() {
         .request("POST", "/v1/datasets?name=a&columns=x,x", &csv, CSV)
         .await;
     assert_eq!(answer.pointers(), ["/query/columns"]);
+    let answer = app
+        .request("POST", "/v1/datasets?name=a&columns=x,y", &csv, CSV)
+        .await;
+    answer.assert_problem(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed");
+    assert_eq!(answer.pointers(), ["/query/columns"]);
 }
 
 #[tokio::test]
