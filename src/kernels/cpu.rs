@@ -57,36 +57,31 @@ fn detect() -> Level {
     Level::Portable
 }
 
-/// `a * b + c`, rounded once where `FUSED` says that the caller is compiled for a CPU that can.
-#[inline(always)]
-pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED || cfg!(target_arch = "aarch64") {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
-    }
-}
-
-/// Defines `fn name(cpu: Cpu, …)` whose body is compiled for each [`Level`], so that plain loops over
-/// slices use the widest vectors. What the body calls must be `#[inline(always)]`. Inside, the constant
-/// `FUSED` says whether the CPU has a fused multiply-add.
+/// Defines `fn name(cpu: Cpu, …)` whose body, written for any `S:` [`Lanes`](super::lanes::Lanes), is
+/// compiled for each [`Level`]. What the body calls must be `#[inline(always)]`.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$lanes:ident: Lanes>($($arg:ident: $ty:ty),* $(,)?) $body:block
+    ) => {
         $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
         $vis fn $name(cpu: $crate::kernels::cpu::Cpu, $($arg: $ty),*) {
+            use $crate::kernels::{cpu::Level, lanes};
             #[inline(always)]
-            #[allow(clippy::extra_unused_type_parameters, reason = "not every body uses FUSED")]
-            fn body<const FUSED: bool>($($arg: $ty),*) $body
+            #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
+            fn body<$lanes: lanes::Lanes>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::kernels::cpu::Level;
+                #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 fn avx512($($arg: $ty),*) {
-                    body::<true>($($arg),*);
+                    body::<lanes::Avx512>($($arg),*);
                 }
+                #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) {
-                    body::<true>($($arg),*);
+                    body::<lanes::Avx2>($($arg),*);
                 }
                 match cpu.level() {
                     // SAFETY: `cpu` proves that the CPU has the features.
@@ -96,8 +91,8 @@ macro_rules! multiversion {
                     Level::Portable => {}
                 }
             }
-            let _ = cpu;
-            body::<false>($($arg),*);
+            debug_assert!(cfg!(not(target_arch = "x86_64")) || cpu.level() == Level::Portable);
+            body::<lanes::Portable>($($arg),*);
         }
     };
 }

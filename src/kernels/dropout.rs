@@ -7,16 +7,15 @@
 //! dropped when its draw is below `p * 65536`.
 
 use super::cpu::{Cpu, multiversion};
+use super::lanes::{LANES, Lanes};
 
 const ROUNDS: usize = 10;
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-/// Blocks computed side by side, so that the compiler can use vector registers.
-const LANES: usize = 16;
 /// Elements decided by one block.
 const DRAWS: usize = 8;
-/// Elements decided at a time.
-const GROUP: usize = LANES * DRAWS;
+/// Elements decided at a time, from one block in each lane.
+pub const GROUP: usize = LANES * DRAWS;
 
 /// Names one dropout layer's masks at one step.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +69,11 @@ impl Dropout {
     /// Factors for one row: `out[i]` becomes 0 where column `i` is dropped, else 1/(1-p). `token` names the
     /// row: for hidden states the token's key, for attention the query's key mixed with its head.
     pub fn factors(&self, token: u64, out: &mut [f32]) {
-        fill_factors(Cpu::best(), self, token, out);
+        if self.is_none() {
+            out.fill(1.0);
+        } else {
+            fill_factors(Cpu::best(), self, token, out);
+        }
     }
 
     /// Multiplies a row by its factors.
@@ -80,75 +83,66 @@ impl Dropout {
         }
     }
 
-    /// [`Self::factors`], to be compiled for its caller's CPU.
+    /// Decides on columns `group * GROUP ..` of a row.
     #[inline(always)]
-    pub fn factors_inline(&self, token: u64, out: &mut [f32]) {
-        if self.is_none() {
-            out.fill(1.0);
-            return;
-        }
-        for (group, chunk) in out.chunks_mut(GROUP).enumerate() {
-            if let Some(chunk) = chunk.first_chunk_mut() {
-                *chunk = self.group(token, group);
-            } else {
-                let factors = self.group(token, group);
-                chunk.copy_from_slice(&factors[..chunk.len()]);
-            }
-        }
-    }
-
-    /// The factors of columns `group * GROUP ..`.
-    #[inline(always)]
-    fn group(&self, token: u64, group: usize) -> [f32; GROUP] {
-        let words = self.blocks(token, group * LANES);
-        let mut factors = [0f32; GROUP];
-        for (draw, part) in factors.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let shift = 16 * (draw % 2);
-            for lane in 0..LANES {
-                let bits = (words[draw / 2][lane] >> shift) & 0xFFFF;
-                part[lane] = if bits < self.threshold {
-                    0.0
-                } else {
-                    self.scale
-                };
-            }
-        }
-        factors
-    }
-
-    /// Philox of `LANES` consecutive counters starting at `first`; word-major.
-    #[inline(always)]
-    fn blocks(&self, token: u64, first: usize) -> [[u32; LANES]; 4] {
+    pub fn group<S: Lanes>(&self, token: u64, group: usize) -> Group<S> {
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "rows are far shorter than 2^32 columns, and both halves of the token are used"
+            reason = "rows are far shorter than 2^32 columns"
         )]
-        let (first, token) = (first as u32, [token as u32, (token >> 32) as u32]);
-        let mut counter = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
-            #[expect(clippy::cast_possible_truncation, reason = "LANES is 16")]
-            let block = first.wrapping_add(lane as u32);
-            counter[0][lane] = block;
-            counter[1][lane] = self.site;
-            counter[2][lane] = token[0];
-            counter[3][lane] = token[1];
+        let first = (group * LANES) as u32;
+        let counter = [
+            S::wide_count(first),
+            S::wide_splat(u64::from(self.site)),
+            S::wide_splat(token),
+            S::wide_splat(token >> 32),
+        ];
+        Group {
+            words: philox::<S>(counter, self.key),
+            threshold: self.threshold,
+            scale: self.scale,
         }
-        philox(counter, self.key)
+    }
+}
+
+/// The decisions on [`GROUP`] columns of a row.
+#[derive(Clone, Copy)]
+pub struct Group<S: Lanes> {
+    words: [S::Wide; 4],
+    threshold: u32,
+    scale: f32,
+}
+
+impl<S: Lanes> Group<S> {
+    /// The factors of columns `draw * LANES ..` of the group.
+    #[inline(always)]
+    pub fn factors(&self, draw: usize) -> S {
+        S::wide_select(
+            self.words[draw / 2],
+            draw % 2 == 1,
+            self.threshold,
+            self.scale,
+        )
     }
 }
 
 multiversion! {
-    fn fill_factors(dropout: &Dropout, token: u64, out: &mut [f32]) {
-        dropout.factors_inline(token, out);
+    fn fill_factors<S: Lanes>(dropout: &Dropout, token: u64, out: &mut [f32]) {
+        for (group, chunk) in out.chunks_mut(GROUP).enumerate() {
+            let group = dropout.group::<S>(token, group);
+            for (draw, part) in chunk.chunks_mut(LANES).enumerate() {
+                group.factors(draw).store_part(part);
+            }
+        }
     }
 }
 
 multiversion! {
-    fn multiply_by_factors(dropout: &Dropout, token: u64, row: &mut [f32]) {
+    fn multiply_by_factors<S: Lanes>(dropout: &Dropout, token: u64, row: &mut [f32]) {
         for (group, chunk) in row.chunks_mut(GROUP).enumerate() {
-            let factors = dropout.group(token, group);
-            for (x, factor) in chunk.iter_mut().zip(&factors) {
-                *x *= factor;
+            let group = dropout.group::<S>(token, group);
+            for (draw, part) in chunk.chunks_mut(LANES).enumerate() {
+                S::load_part(part).mul(group.factors(draw)).store_part(part);
             }
         }
     }
@@ -164,25 +158,21 @@ pub fn attention_key(token: u64, head: u32) -> u64 {
     (token & 0x00FF_FFFF_FFFF_FFFF) | (u64::from(head) << 56)
 }
 
+/// Sixteen counters at once; a word is the lower half of a wide lane, as vector units multiply these
+/// without moving them about.
 #[inline(always)]
-fn philox(mut counter: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
+fn philox<S: Lanes>(counter: [S::Wide; 4], mut key: [u32; 2]) -> [S::Wide; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counter;
     for _ in 0..ROUNDS {
-        let mut next = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
-            let first = u64::from(counter[0][lane]) * u64::from(MULTIPLIER[0]);
-            let second = u64::from(counter[2][lane]) * u64::from(MULTIPLIER[1]);
-            #[expect(clippy::cast_possible_truncation, reason = "high and low words")]
-            {
-                next[0][lane] = (second >> 32) as u32 ^ counter[1][lane] ^ key[0];
-                next[1][lane] = second as u32;
-                next[2][lane] = (first >> 32) as u32 ^ counter[3][lane] ^ key[1];
-                next[3][lane] = first as u32;
-            }
-        }
-        counter = next;
+        let first = S::wide_mul(c0, MULTIPLIER[0]);
+        let second = S::wide_mul(c2, MULTIPLIER[1]);
+        c0 = S::wide_mix(second, c1, key[0]);
+        c1 = second;
+        c2 = S::wide_mix(first, c3, key[1]);
+        c3 = first;
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    counter
+    [c0, c1, c2, c3]
 }
 
 #[cfg(test)]
@@ -192,13 +182,38 @@ mod tests {
     /// Known answers published with the paper's reference implementation (philox4x32, 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        let all = |x: u32| [[x; LANES]; 4];
-        let zeros = philox(all(0), [0, 0]);
+        type Portable = crate::kernels::lanes::Portable;
+        let answer = |counter: u64, key: u32| {
+            philox::<Portable>([[counter; LANES]; 4], [key; 2]).map(|words| words[3] & 0xFFFF_FFFF)
+        };
         let expected = [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8];
-        assert_eq!(zeros.map(|w| w[3]), expected);
-        let ones = philox(all(u32::MAX), [u32::MAX; 2]);
+        assert_eq!(answer(0, 0), expected);
         let expected = [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD];
-        assert_eq!(ones.map(|w| w[0]), expected);
+        assert_eq!(answer(0xFFFF_FFFF, u32::MAX), expected);
+    }
+
+    #[test]
+    fn every_cpu_decides_alike() {
+        let dropout = Dropout::new(0.3, 1 << 40, 9, 77);
+        let all: Vec<Vec<f32>> = Cpu::each()
+            .map(|cpu| {
+                let mut row = vec![0f32; 300];
+                fill_factors(cpu, &dropout, 0x1234_5678_9ABC_DEF0, &mut row);
+                row
+            })
+            .collect();
+        assert!(all.iter().all(|row| *row == all[0]));
+    }
+
+    /// The decisions are part of what makes a job reproducible: they must not change between versions.
+    #[test]
+    fn decisions_stay_what_they_are() {
+        let mut row = vec![0f32; 300];
+        Dropout::new(0.5, 1, 2, 3).factors(4, &mut row);
+        let kept: Vec<usize> = (0..300).filter(|&i| row[i] > 0.0).collect();
+        assert_eq!(kept.len(), 157);
+        assert_eq!(kept[..8], [1, 6, 7, 8, 9, 10, 11, 13]);
+        assert_eq!(kept.iter().sum::<usize>(), 23514);
     }
 
     #[test]

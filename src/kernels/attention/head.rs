@@ -6,9 +6,10 @@ use std::ops::Range;
 use super::softmax::{Rows, gradients, inner_products, probabilities};
 use crate::kernels::dropout::{Dropout, attention_key};
 use crate::kernels::gemm::{
-    Aligned, Engine, Format, LANES, Layout, Left, Panels, Start, as_words, convert_rows, multiply,
+    Aligned, Engine, Format, Layout, Left, Panels, Start, as_words, convert_rows, multiply,
     pack_columns, pack_rows, zip_rows,
 };
+use crate::kernels::lanes::LANES;
 use crate::kernels::pool::Disjoint;
 
 /// Queries done at a time, so that their scores stay in the cache.
@@ -55,7 +56,6 @@ struct Scratch {
     outputs: Aligned,
     scores: Aligned,
     gradients: Aligned,
-    factors: Aligned,
     left: Aligned,
 }
 
@@ -87,14 +87,7 @@ impl Head<'_> {
                 self.scores(q, &queries, keys, &mut scratch.left, scores);
                 let row_keys = self.row_keys(&block);
                 let rows = self.softmax(&row_keys[..n]);
-                let factors = scratch.factors.floats(self.stride());
-                probabilities(
-                    self.engine.cpu(),
-                    rows,
-                    scores,
-                    &mut block_lse[..n],
-                    factors,
-                );
+                probabilities(self.engine.cpu(), rows, scores, &mut block_lse[..n]);
                 for (row, value) in queries.clone().zip(block_lse) {
                     // SAFETY: a head owns its column of its sequence's rows.
                     unsafe { *lse.pointer(row * self.heads + self.head) = value };
@@ -123,7 +116,7 @@ impl Head<'_> {
                 let ds = scratch.gradients.floats(n * stride);
                 self.scores(inputs.q, &queries, keys, left, p);
                 self.scores(inputs.dctx, &queries, values, left, ds);
-                self.softmax_backward(inputs, &block, p, ds, &mut scratch.factors);
+                self.softmax_backward(inputs, &block, p, ds);
 
                 let rows = self.left(ds, stride, n, stride, left);
                 self.product(rows, keys_down, Start::Zero, dq, &queries);
@@ -145,7 +138,6 @@ impl Head<'_> {
         block: &Range<usize>,
         p: &mut [f32],
         ds: &mut [f32],
-        factors: &mut Aligned,
     ) {
         let (cpu, n) = (self.engine.cpu(), block.len());
         let queries = self.block_rows(block);
@@ -158,15 +150,7 @@ impl Head<'_> {
         }
         let row_keys = self.row_keys(block);
         let rows = self.softmax(&row_keys[..n]);
-        gradients(
-            cpu,
-            rows,
-            &lse,
-            &deltas,
-            p,
-            ds,
-            factors.floats(self.stride()),
-        );
+        gradients(cpu, rows, &lse, &deltas, p, ds);
     }
 
     /// Queries in blocks, counted from the sequence's first.

@@ -1,9 +1,9 @@
 //! What happens between attention's products, row by row.
 
 use crate::kernels::cpu::multiversion;
-use crate::kernels::dropout::Dropout;
+use crate::kernels::dropout::{Dropout, GROUP};
 use crate::kernels::exp::exp;
-use crate::kernels::gemm::LANES;
+use crate::kernels::lanes::LANES;
 
 /// The rows of a block of queries: `stride` numbers each, a multiple of [`LANES`], of which the first
 /// `keys` count. The rest become zero.
@@ -18,59 +18,43 @@ pub struct Rows<'a> {
     pub row_keys: &'a [u64],
 }
 
-#[inline(always)]
-fn reduce(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = lanes;
-    let mut n = LANES / 2;
-    while n > 0 {
-        for i in 0..n {
-            lanes[i] = f(lanes[i], lanes[i + n]);
-        }
-        n /= 2;
-    }
-    lanes[0]
-}
-
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
-}
+/// Vectors of one [`GROUP`].
+const DRAWS: usize = GROUP / LANES;
 
 multiversion! {
     /// Turns scores into probabilities times their dropout factors, and leaves each row's log of the sum
-    /// of exponentials in `lse`. `factors` is room for one row.
-    pub fn probabilities(rows: Rows<'_>, scores: &mut [f32], lse: &mut [f32], factors: &mut [f32]) {
+    /// of exponentials in `lse`.
+    pub fn probabilities<S: Lanes>(rows: Rows<'_>, scores: &mut [f32], lse: &mut [f32]) {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
-        let factors = &mut factors[..stride];
-        for ((row, &key), lse) in scores.chunks_exact_mut(stride).zip(row_keys).zip(lse) {
+        let lse = lse.iter_mut().zip(row_keys);
+        for (row, (lse, &key)) in scores.chunks_exact_mut(stride).zip(lse) {
             row[keys..].fill(f32::NEG_INFINITY);
             let (chunks, _) = row.as_chunks_mut::<LANES>();
-            let mut most = [f32::NEG_INFINITY; LANES];
+            let mut most = S::splat(f32::NEG_INFINITY);
             for chunk in chunks.iter() {
-                for l in 0..LANES {
-                    most[l] = larger(most[l], chunk[l]);
-                }
+                most = most.larger(S::load(chunk));
             }
-            let top = reduce(most, larger) * scale;
-            let mut sums = [0f32; LANES];
+            let top = most.largest() * scale;
+            let mut sums = S::splat(0.0);
             for chunk in chunks.iter_mut() {
-                for l in 0..LANES {
-                    let e = exp::<FUSED>(chunk[l] * scale - top);
-                    sums[l] += e;
-                    chunk[l] = e;
-                }
+                let e = exp(S::load(chunk).mul_add(S::splat(scale), S::splat(-top)));
+                sums = sums.add(e);
+                e.store(chunk);
             }
-            let sum = reduce(sums, |a, b| a + b);
+            let sum = sums.sum();
             *lse = top + sum.ln();
-            let share = 1.0 / sum;
+            let share = S::splat(1.0 / sum);
             if dropout.is_none() {
-                for x in row.iter_mut() {
-                    *x *= share;
+                for chunk in chunks.iter_mut() {
+                    S::load(chunk).mul(share).store(chunk);
                 }
             } else {
-                dropout.factors_inline(key, factors);
-                for (x, factor) in row.iter_mut().zip(factors.iter()) {
-                    *x *= share * factor;
+                for (group, chunks) in chunks.chunks_mut(DRAWS).enumerate() {
+                    let group = dropout.group::<S>(key, group);
+                    for (draw, chunk) in chunks.iter_mut().enumerate() {
+                        let share = share.mul(group.factors(draw));
+                        S::load(chunk).mul(share).store(chunk);
+                    }
                 }
             }
             row[keys..].fill(0.0);
@@ -82,31 +66,32 @@ multiversion! {
     /// From scores and the gradients of the dropped-out probabilities: the first become those
     /// probabilities again, the second the gradients of the unscaled scores. `deltas` holds each row's
     /// product of `ctx` with its gradient.
-    pub fn gradients(
+    pub fn gradients<S: Lanes>(
         rows: Rows<'_>,
         lse: &[f32],
         deltas: &[f32],
         scores: &mut [f32],
         gradients: &mut [f32],
-        factors: &mut [f32],
     ) {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
-        let factors = &mut factors[..stride];
-        factors.fill(1.0);
         let blocks = scores.chunks_exact_mut(stride).zip(gradients.chunks_exact_mut(stride));
-        for (i, (scores, gradients)) in blocks.enumerate().take(row_keys.len()) {
-            if !dropout.is_none() {
-                dropout.factors_inline(row_keys[i], factors);
-            }
-            let (lse, delta) = (lse[i], deltas[i]);
+        let constants = row_keys.iter().zip(lse.iter().zip(deltas));
+        for ((scores, gradients), (&key, (&lse, &delta))) in blocks.zip(constants) {
+            let (lse, delta) = (S::splat(-lse), S::splat(delta));
             let (s, _) = scores.as_chunks_mut::<LANES>();
             let (g, _) = gradients.as_chunks_mut::<LANES>();
-            let (f, _) = factors.as_chunks::<LANES>();
-            for ((s, g), f) in s.iter_mut().zip(g).zip(f) {
-                for l in 0..LANES {
-                    let p = exp::<FUSED>(s[l] * scale - lse);
-                    g[l] = p * scale * (g[l] * f[l] - delta);
-                    s[l] = p * f[l];
+            for (group, (s, g)) in s.chunks_mut(DRAWS).zip(g.chunks_mut(DRAWS)).enumerate() {
+                let group = (!dropout.is_none()).then(|| dropout.group::<S>(key, group));
+                for (draw, (s, g)) in s.iter_mut().zip(g).enumerate() {
+                    let p = exp(S::load(s).mul_add(S::splat(scale), lse));
+                    let (mut dropped, mut dp) = (p, S::load(g));
+                    if let Some(group) = &group {
+                        let factors = group.factors(draw);
+                        dropped = p.mul(factors);
+                        dp = dp.mul(factors);
+                    }
+                    p.mul(S::splat(scale)).mul(dp.sub(delta)).store(g);
+                    dropped.store(s);
                 }
             }
             scores[keys..].fill(0.0);
@@ -117,20 +102,20 @@ multiversion! {
 
 multiversion! {
     /// The inner products of rows of `dim` numbers, `stride` apart.
-    pub fn inner_products(a: &[f32], b: &[f32], stride: usize, dim: usize, out: &mut [f32]) {
+    pub fn inner_products<S: Lanes>(
+        a: &[f32],
+        b: &[f32],
+        stride: usize,
+        dim: usize,
+        out: &mut [f32],
+    ) {
         for (row, out) in out.iter_mut().enumerate() {
             let (a, b) = (&a[row * stride..][..dim], &b[row * stride..][..dim]);
-            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-            let mut sums = [0f32; LANES];
-            for (a, b) in a.iter().zip(b) {
-                for l in 0..LANES {
-                    sums[l] += a[l] * b[l];
-                }
+            let mut sums = S::splat(0.0);
+            for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+                sums = S::load_part(a).mul_add(S::load_part(b), sums);
             }
-            for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-                *sum += a * b;
-            }
-            *out = reduce(sums, |a, b| a + b);
+            *out = sums.sum();
         }
     }
 }

@@ -27,9 +27,7 @@ impl Aligned {
 
     /// `len` numbers, each some number or other.
     pub fn floats(&mut self, len: usize) -> &mut [f32] {
-        let words = self.words(len);
-        // SAFETY: every word is a valid f32 of the same size and alignment.
-        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
+        as_numbers(self.words(len))
     }
 
     /// The first `len` words.
@@ -47,4 +45,10 @@ impl Aligned {
 pub fn as_words(numbers: &[f32]) -> &[u32] {
     // SAFETY: f32 and u32 have one size and alignment, and any bits are a valid u32.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) }
+}
+
+/// Words as numbers, where they lie.
+pub fn as_numbers(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: f32 and u32 have one size and alignment, and any bits are a valid f32.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }

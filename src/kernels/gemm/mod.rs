@@ -16,7 +16,7 @@ mod x86;
 use std::ops::Range;
 
 pub use aligned::{Aligned, as_words};
-pub use panels::{LANES, Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
+pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
 use tile::{MAX_ROWS, MAX_WIDTH, Tile, TileStart};
 
 use super::cpu::{Cpu, Level};

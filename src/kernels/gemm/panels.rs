@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
+use super::aligned::as_numbers;
 use super::tile::MAX_WIDTH;
 use super::{Engine, Format};
 use crate::kernels::cpu::multiversion;
-
-/// Words of a vector, and what a panel's width is padded to.
-pub const LANES: usize = 16;
+use crate::kernels::lanes::{LANES, Lanes};
 
 /// How a factor of `depth` words × `width` columns is cut into panels: `[depth][padded width]` each, one
 /// after the other, all but the last of the same width.
@@ -97,22 +96,6 @@ fn upper(x: f32) -> u32 {
     }) & 0xFFFF_0000
 }
 
-/// Two bf16 in a word, the first in the low half.
-#[inline(always)]
-fn pair(first: f32, second: f32) -> u32 {
-    (upper(first) >> 16) | upper(second)
-}
-
-/// The next `LANES` numbers, zero where there are none.
-#[inline(always)]
-fn lanes(numbers: &[f32]) -> [f32; LANES] {
-    if let Some(full) = numbers.first_chunk() {
-        *full
-    } else {
-        std::array::from_fn(|i| numbers.get(i).copied().unwrap_or(0.0))
-    }
-}
-
 /// Packs one panel whose depth runs down the rows of `from`: `columns` numbers of each of `rows` rows,
 /// `stride` apart. What `out` has beyond them, in either direction, becomes zero.
 pub fn pack_rows(
@@ -138,7 +121,7 @@ pub fn pack_rows(
 }
 
 multiversion! {
-    fn rows_to_panel(
+    fn rows_to_panel<S: Lanes>(
         format: Format,
         from: &[f32],
         stride: usize,
@@ -147,56 +130,62 @@ multiversion! {
         padded: usize,
         out: &mut [u32],
     ) {
-        let row = |row: usize| if row < rows { &from[row * stride..][..columns] } else { &[] };
         for (step, line) in out.chunks_exact_mut(padded).enumerate() {
-            match format {
-                Format::F32 => words_of(row(step), line, f32::to_bits),
-                Format::Rounded => words_of(row(step), line, upper),
-                Format::Pairs => pairs_of(row(2 * step), row(2 * step + 1), line),
+            if format == Format::Pairs {
+                let first = row_of(from, stride, rows, columns, 2 * step);
+                let second = row_of(from, stride, rows, columns, 2 * step + 1);
+                pairs_across(first, second, line);
+            } else {
+                words_of::<S>(format, row_of(from, stride, rows, columns, step), line);
             }
         }
     }
 }
 
-/// `out` = the words of numbers, then zeros.
+/// The first numbers of a row, or nothing if there are not so many rows.
 #[inline(always)]
-fn words_of(numbers: &[f32], out: &mut [u32], word: impl Fn(f32) -> u32) {
+fn row_of(from: &[f32], stride: usize, rows: usize, columns: usize, row: usize) -> &[f32] {
+    if row < rows {
+        &from[row * stride..][..columns]
+    } else {
+        &[]
+    }
+}
+
+/// `out` = the words of numbers, then zeros. For the formats of one number a word.
+#[inline(always)]
+fn words_of<S: Lanes>(format: Format, numbers: &[f32], out: &mut [u32]) {
+    let out = as_numbers(out);
     for (i, out) in out.chunks_mut(LANES).enumerate() {
-        let numbers = lanes(numbers.get(i * LANES..).unwrap_or_default()).map(&word);
-        out.copy_from_slice(&numbers[..out.len()]);
+        S::load_part(numbers.get(i * LANES..).unwrap_or_default()).store_part(out);
+    }
+    if format == Format::Rounded {
+        for x in out {
+            *x = f32::from_bits(upper(*x));
+        }
     }
 }
 
 /// `out` = pairs across two rows, then zeros.
-#[inline(always)]
-fn pairs_of(first: &[f32], second: &[f32], out: &mut [u32]) {
-    for (i, out) in out.chunks_mut(LANES).enumerate() {
-        let first = lanes(first.get(i * LANES..).unwrap_or_default());
-        let second = lanes(second.get(i * LANES..).unwrap_or_default());
-        let words: [u32; LANES] = std::array::from_fn(|l| pair(first[l], second[l]));
-        out.copy_from_slice(&words[..out.len()]);
+fn pairs_across(first: &[f32], second: &[f32], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only engines on CPUs with bf16 have pairs.
+    unsafe {
+        super::x86::pairs_across(first, second, out);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no engine here has pairs: {first:?} {second:?} {out:?}");
 }
 
 /// `out` = pairs of neighbours within a row, then zeros.
-#[inline(always)]
-fn neighbours_of(numbers: &[f32], out: &mut [u32]) {
-    for (i, out) in out.chunks_mut(LANES).enumerate() {
-        let rest = numbers.get(2 * i * LANES..).unwrap_or_default();
-        if let (Some(rest), Some(out)) = (
-            rest.first_chunk::<{ 2 * LANES }>(),
-            out.first_chunk_mut::<LANES>(),
-        ) {
-            for l in 0..LANES {
-                out[l] = pair(rest[2 * l], rest[2 * l + 1]);
-            }
-        } else {
-            let at = |i: usize| rest.get(i).copied().unwrap_or(0.0);
-            for (l, out) in out.iter_mut().enumerate() {
-                *out = pair(at(2 * l), at(2 * l + 1));
-            }
-        }
+fn pairs_along(numbers: &[f32], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: only engines on CPUs with bf16 have pairs.
+    unsafe {
+        super::x86::pairs_along(numbers, out);
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no engine here has pairs: {numbers:?} {out:?}");
 }
 
 /// Turns rows of `depth` numbers, `stride` apart, into rows of words for the left factor, without a gap:
@@ -225,7 +214,7 @@ pub fn convert_rows(
 }
 
 multiversion! {
-    fn rows_to_left(
+    fn rows_to_left<S: Lanes>(
         format: Format,
         from: &[f32],
         stride: usize,
@@ -235,10 +224,10 @@ multiversion! {
     ) {
         for (row, out) in out.chunks_exact_mut(words).enumerate() {
             let from = &from[row * stride..][..depth];
-            match format {
-                Format::F32 => words_of(from, out, f32::to_bits),
-                Format::Rounded => words_of(from, out, upper),
-                Format::Pairs => neighbours_of(from, out),
+            if format == Format::Pairs {
+                pairs_along(from, out);
+            } else {
+                words_of::<S>(format, from, out);
             }
         }
     }
@@ -287,7 +276,7 @@ pub fn pack_columns(
 
 multiversion! {
     /// The first words of up to 16 rows; zeros for the rest.
-    fn gather(
+    fn gather<S: Lanes>(
         format: Format,
         from: &[f32],
         stride: usize,
@@ -296,11 +285,11 @@ multiversion! {
         block: &mut Square,
     ) {
         for (i, line) in block.0.iter_mut().enumerate() {
-            let row = if i < rows { &from[i * stride..][..depth] } else { &[] };
-            match format {
-                Format::F32 => words_of(row, line, f32::to_bits),
-                Format::Rounded => words_of(row, line, upper),
-                Format::Pairs => neighbours_of(row, line),
+            let from = row_of(from, stride, rows, depth, i);
+            if format == Format::Pairs {
+                pairs_along(from, line);
+            } else {
+                words_of::<S>(format, from, line);
             }
         }
     }
@@ -412,7 +401,9 @@ mod tests {
                     let expected = match engine.format() {
                         Format::F32 => at(d, column).to_bits(),
                         Format::Rounded => upper(at(d, column)),
-                        Format::Pairs => pair(at(2 * d, column), at(2 * d + 1, column)),
+                        Format::Pairs => {
+                            (upper(at(2 * d, column)) >> 16) | upper(at(2 * d + 1, column))
+                        }
                     };
                     assert_eq!(word, expected, "{engine:?} {p} {d} {j}");
                 }

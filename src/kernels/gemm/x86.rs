@@ -1,17 +1,14 @@
 //! The microkernels of x86-64. Their accumulators must stay in registers: 24 of 32 with AVX-512 (8 rows ×
 //! 3 vectors of 16), 12 of 16 with AVX2 (6 rows × 2 vectors of 8).
 
-#![expect(
-    clippy::cast_possible_wrap,
-    reason = "words are bit patterns; the intrinsics take signed ones"
-)]
-
 use std::arch::x86_64::{
-    __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps, _mm512_storeu_si512,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_load_ss, _mm_prefetch,
+    _mm256_broadcastss_ps, _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
+    _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps, _mm512_cvtne2ps_pbh,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::tile::{Tile, TileStart};
@@ -85,6 +82,24 @@ pub unsafe fn avx2(tile: &Tile, rows: usize, width: usize) {
     }
 }
 
+/// Repeats a block for `$i` = 0, 1, … below `$n`, at most eight times. A `for` loop would leave it to the
+/// optimiser whether to unroll, and the accumulators are in registers only if it does.
+macro_rules! unrolled {
+    ($i:ident < $n:expr, $body:block) => {
+        unrolled!(@each $i, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@each $i:ident, $n:expr, $body:block, $($value:literal)*) => {{
+        $({
+            const $i: usize = $value;
+            if $i < $n $body
+        })*
+    }};
+}
+
+/// Loads through a full mask, and broadcasts through `_mm_load_ss`, compile to the plain instructions; the
+/// direct forms would carry pointer checks into builds with debug assertions, which tests are.
+const FULL: u16 = u16::MAX;
+
 /// Defines a microkernel for 512-bit vectors around one way to multiply words and add.
 macro_rules! wide {
     ($name:ident, $features:literal, |$sum:ident, $left:ident, $right:ident| $step:expr) => {
@@ -96,59 +111,59 @@ macro_rules! wide {
             // prefetching is harmless anywhere.
             unsafe {
                 let mut sums: [[__m512; VECTORS]; ROWS] = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-                for row in 0..ROWS {
-                    for v in 0..VECTORS {
-                        match tile.start {
-                            TileStart::Zero => {}
-                            TileStart::Out => {
-                                let out = tile.out.add(row * tile.out_stride + 16 * v);
-                                sums[row][v] = _mm512_loadu_ps(out);
-                            }
-                            TileStart::Bias(bias) => {
-                                sums[row][v] = _mm512_loadu_ps(bias.add(16 * v));
-                            }
-                        }
-                    }
+                match tile.start {
+                    TileStart::Zero => {}
+                    TileStart::Out => unrolled!(R < ROWS, {
+                        let out = tile.out.wrapping_add(R * tile.out_stride);
+                        unrolled!(V < VECTORS, {
+                            sums[R][V] = _mm512_maskz_loadu_ps(FULL, out.wrapping_add(16 * V));
+                        });
+                    }),
+                    TileStart::Bias(bias) => unrolled!(V < VECTORS, {
+                        let bias = _mm512_maskz_loadu_ps(FULL, bias.wrapping_add(16 * V));
+                        unrolled!(R < ROWS, {
+                            sums[R][V] = bias;
+                        });
+                    }),
                 }
-                let (mut left, mut right) = (tile.left, tile.right);
+                let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
                 for _ in 0..tile.depth {
-                    let mut vectors: [__m512i; VECTORS] = [_mm512_setzero_si512(); VECTORS];
-                    for v in 0..VECTORS {
-                        vectors[v] = _mm512_loadu_si512(right.add(16 * v).cast());
-                        let ahead = right.wrapping_add(AHEAD * 16 * VECTORS + 16 * v);
+                    let mut vectors: [__m512; VECTORS] = [_mm512_setzero_ps(); VECTORS];
+                    unrolled!(V < VECTORS, {
+                        vectors[V] = _mm512_maskz_loadu_ps(FULL, right.wrapping_add(16 * V));
+                        let ahead = right.wrapping_add(AHEAD * 16 * VECTORS + 16 * V);
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
-                    for row in 0..ROWS {
-                        let $left = _mm512_set1_epi32(*left.add(row * tile.row_stride) as i32);
-                        for v in 0..VECTORS {
-                            let ($sum, $right) = (sums[row][v], vectors[v]);
-                            sums[row][v] = $step;
-                        }
-                    }
+                    });
+                    unrolled!(R < ROWS, {
+                        let word = _mm_load_ss(left.wrapping_add(R * tile.row_stride));
+                        let $left = _mm512_broadcastss_ps(word);
+                        unrolled!(V < VECTORS, {
+                            let ($sum, $right) = (sums[R][V], vectors[V]);
+                            sums[R][V] = $step;
+                        });
+                    });
                     right = right.wrapping_add(tile.right_stride);
                     left = left.wrapping_add(tile.depth_stride);
                 }
-                for row in 0..ROWS {
-                    for v in 0..VECTORS {
-                        let out = tile.out.add(row * tile.out_stride + 16 * v);
-                        _mm512_storeu_ps(out, sums[row][v]);
-                    }
-                }
+                unrolled!(R < ROWS, {
+                    let out = tile.out.wrapping_add(R * tile.out_stride);
+                    unrolled!(V < VECTORS, {
+                        _mm512_mask_storeu_ps(out.wrapping_add(16 * V), FULL, sums[R][V]);
+                    });
+                });
             }
         }
     };
 }
 
 wide!(floats, "avx512f", |sum, left, right| _mm512_fmadd_ps(
-    _mm512_castsi512_ps(left),
-    _mm512_castsi512_ps(right),
-    sum
+    left, right, sum
 ));
 wide!(bf16_pairs, "avx512f,avx512bf16", |sum, left, right| {
     _mm512_dpbf16_ps(
         sum,
-        std::mem::transmute::<__m512i, __m512bh>(left),
-        std::mem::transmute::<__m512i, __m512bh>(right),
+        std::mem::transmute::<__m512, __m512bh>(left),
+        std::mem::transmute::<__m512, __m512bh>(right),
     )
 });
 
@@ -158,40 +173,38 @@ wide!(bf16_pairs, "avx512f,avx512bf16", |sum, left, right| {
 unsafe fn narrow<const ROWS: usize>(tile: &Tile, column: usize) {
     // SAFETY: all accesses are to the tile's rows, depth and the 16 columns, as promised.
     unsafe {
+        let full = _mm256_set1_epi32(-1);
+        let load = |at: *const f32| _mm256_maskload_ps(at, full);
         let mut sums: [[__m256; 2]; ROWS] = [[_mm256_setzero_ps(); 2]; ROWS];
-        for row in 0..ROWS {
-            for v in 0..2 {
-                let at = column + 8 * v;
-                match tile.start {
-                    TileStart::Zero => {}
-                    TileStart::Out => {
-                        sums[row][v] = _mm256_loadu_ps(tile.out.add(row * tile.out_stride + at));
-                    }
-                    TileStart::Bias(bias) => sums[row][v] = _mm256_loadu_ps(bias.add(at)),
-                }
+        match tile.start {
+            TileStart::Zero => {}
+            TileStart::Out => unrolled!(R < ROWS, {
+                let out = tile.out.wrapping_add(R * tile.out_stride + column);
+                sums[R] = [load(out), load(out.wrapping_add(8))];
+            }),
+            TileStart::Bias(bias) => {
+                let bias = bias.wrapping_add(column);
+                sums = [[load(bias), load(bias.wrapping_add(8))]; ROWS];
             }
         }
-        let (mut left, mut right) = (tile.left, tile.right.add(column));
+        let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
+        right = right.wrapping_add(column);
         for _ in 0..tile.depth {
-            let vectors = [
-                _mm256_loadu_ps(right.cast()),
-                _mm256_loadu_ps(right.add(8).cast()),
-            ];
-            for row in 0..ROWS {
-                let factor = _mm256_set1_ps(f32::from_bits(*left.add(row * tile.row_stride)));
-                for v in 0..2 {
-                    sums[row][v] = _mm256_fmadd_ps(factor, vectors[v], sums[row][v]);
-                }
-            }
+            let vectors = [load(right), load(right.wrapping_add(8))];
+            unrolled!(R < ROWS, {
+                let word = _mm_load_ss(left.wrapping_add(R * tile.row_stride));
+                let factor = _mm256_broadcastss_ps(word);
+                sums[R][0] = _mm256_fmadd_ps(factor, vectors[0], sums[R][0]);
+                sums[R][1] = _mm256_fmadd_ps(factor, vectors[1], sums[R][1]);
+            });
             right = right.wrapping_add(tile.right_stride);
             left = left.wrapping_add(tile.depth_stride);
         }
-        for row in 0..ROWS {
-            for v in 0..2 {
-                let out = tile.out.add(row * tile.out_stride + column + 8 * v);
-                _mm256_storeu_ps(out, sums[row][v]);
-            }
-        }
+        unrolled!(R < ROWS, {
+            let out = tile.out.wrapping_add(R * tile.out_stride + column);
+            _mm256_maskstore_ps(out, full, sums[R][0]);
+            _mm256_maskstore_ps(out.wrapping_add(8), full, sums[R][1]);
+        });
     }
 }
 
@@ -229,4 +242,61 @@ pub fn transpose(square: &mut [[u32; 16]; 16]) {
         // SAFETY: a row is 16 words.
         unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *r) };
     }
+}
+
+/// Fills `out` with pairs of bf16, the first of `first`, the second of `second`; zeros where these end.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub fn pairs_across(first: &[f32], second: &[f32], out: &mut [u32]) {
+    /// Lane 2 i from place i, lane 2 i + 1 from place 16 + i.
+    const INTERLEAVE: [i16; 32] = {
+        let mut places = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            places[2 * i] = i as i16;
+            places[2 * i + 1] = 16 + i as i16;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: it is 32 numbers of 16 bits.
+    let interleave = unsafe { _mm512_loadu_si512(INTERLEAVE.as_ptr().cast()) };
+    for (i, out) in out.chunks_mut(16).enumerate() {
+        let rest = |row: &[f32]| load_part(row.get(16 * i..).unwrap_or_default());
+        let bf16 = _mm512_cvtne2ps_pbh(rest(second), rest(first));
+        // SAFETY: both are 64 bytes without a forbidden value.
+        let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(bf16) };
+        store_part(_mm512_permutexvar_epi16(interleave, words), out);
+    }
+}
+
+/// Fills `out` with pairs of neighbours as bf16; zeros where `numbers` ends.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub fn pairs_along(numbers: &[f32], out: &mut [u32]) {
+    for (i, out) in out.chunks_mut(16).enumerate() {
+        let rest = |start: usize| load_part(numbers.get(start..).unwrap_or_default());
+        let bf16 = _mm512_cvtne2ps_pbh(rest(32 * i + 16), rest(32 * i));
+        // SAFETY: both are 64 bytes without a forbidden value.
+        let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(bf16) };
+        store_part(words, out);
+    }
+}
+
+/// A mask of the first `n` lanes.
+#[inline]
+fn first_lanes(n: usize) -> u16 {
+    if n >= 16 { FULL } else { (1 << n) - 1 }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_part(from: &[f32]) -> __m512 {
+    // SAFETY: the mask leaves out what is beyond the slice.
+    unsafe { _mm512_maskz_loadu_ps(first_lanes(from.len()), from.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_part(words: __m512i, to: &mut [u32]) {
+    // SAFETY: the mask leaves out what is beyond the slice.
+    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), first_lanes(to.len()), words) }
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use crate::kernels::cpu::multiversion;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Format, LANES, Layout, Left, Panels, Start, as_words, convert_rows,
-    multiply, pack_rows,
+    Aligned, DEPTH, Engine, Format, Layout, Left, Panels, Start, as_words, convert_rows, multiply,
+    pack_rows,
 };
+use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
 
 thread_local! {
@@ -198,24 +199,14 @@ fn pack(
 
 multiversion! {
     /// Adds each of the rows to `sums`.
-    fn add_rows(from: &[f32], stride: usize, rows: usize, sums: &mut [f32]) {
+    fn add_rows<S: Lanes>(from: &[f32], stride: usize, rows: usize, sums: &mut [f32]) {
         for (i, sums) in sums.chunks_mut(LANES).enumerate() {
-            let mut total = [0f32; LANES];
+            let mut total = S::splat(0.0);
             for row in 0..rows {
                 let row = &from[row * stride + i * LANES..][..sums.len()];
-                if let Some(row) = row.first_chunk::<LANES>() {
-                    for l in 0..LANES {
-                        total[l] += row[l];
-                    }
-                } else {
-                    for (total, x) in total.iter_mut().zip(row) {
-                        *total += x;
-                    }
-                }
+                total = total.add(S::load_part(row));
             }
-            for (sum, total) in sums.iter_mut().zip(total) {
-                *sum += total;
-            }
+            S::load_part(sums).add(total).store_part(sums);
         }
     }
 }

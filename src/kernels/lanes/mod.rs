@@ -1,0 +1,243 @@
+//! Sixteen numbers side by side: what row-wise ops compute with.
+//!
+//! One body, generic over [`Lanes`], is compiled for each kind of CPU by `multiversion!`; plain loops
+//! would leave it to the optimiser, and to its level, whether vector code comes out.
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// How many.
+pub const LANES: usize = 16;
+
+/// Sixteen f32. Implementations for a CPU must only be used in functions compiled for it.
+pub trait Lanes: Copy {
+    /// Sixteen u64, of whose upper halves the methods below do not depend.
+    type Wide: Copy;
+
+    fn splat(x: f32) -> Self;
+    fn load(from: &[f32; LANES]) -> Self;
+    fn store(self, to: &mut [f32; LANES]);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    /// `self * b + c`, rounded once if the CPU can.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self > other ? self : other`, so `other` if either is NaN.
+    fn larger(self, other: Self) -> Self;
+    /// `self < other ? self : other`, so `other` if either is NaN.
+    fn smaller(self, other: Self) -> Self;
+    /// 2^n, for n in [-126, 127] in the lowest bits of the numbers' mantissas.
+    fn power_of_two(self) -> Self;
+    /// Their sum, by halves: lanes i and i + 8, then i and i + 4, and so on.
+    fn sum(self) -> f32;
+    /// The largest.
+    fn largest(self) -> f32;
+
+    fn wide_splat(x: u64) -> Self::Wide;
+    /// `first`, `first + 1`, … in the lower halves.
+    fn wide_count(first: u32) -> Self::Wide;
+    /// The lower halves times `factor`, in 64 bits.
+    fn wide_mul(a: Self::Wide, factor: u32) -> Self::Wide;
+    /// `(a >> 32) ^ b ^ key`.
+    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide;
+    /// `value` where 16 bits of the lower half are at least `threshold`, else 0; `upper` says which 16.
+    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self;
+
+    /// The first numbers of a slice, zeros where it has none.
+    #[inline(always)]
+    fn load_part(from: &[f32]) -> Self {
+        if let Some(full) = from.first_chunk() {
+            Self::load(full)
+        } else {
+            let mut padded = [0.0; LANES];
+            padded[..from.len()].copy_from_slice(from);
+            Self::load(&padded)
+        }
+    }
+
+    /// Into a slice's first places, as many as there are.
+    #[inline(always)]
+    fn store_part(self, to: &mut [f32]) {
+        if let Some(full) = to.first_chunk_mut() {
+            self.store(full);
+        } else {
+            let mut padded = [0.0; LANES];
+            self.store(&mut padded);
+            to.copy_from_slice(&padded[..to.len()]);
+        }
+    }
+}
+
+/// For any CPU.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(mut self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        for (x, y) in self.0.iter_mut().zip(other.0) {
+            *x = f(*x, y);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn fold(mut self, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut n = LANES / 2;
+        while n > 0 {
+            for i in 0..n {
+                self.0[i] = f(self.0[i], self.0[i + n]);
+            }
+            n /= 2;
+        }
+        self.0[0]
+    }
+}
+
+impl Lanes for Portable {
+    type Wide = [u64; LANES];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        Self(*from)
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |x, y| x + y)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |x, y| x - y)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |x, y| x * y)
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        self.mul(b).add(c)
+    }
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        self.zip(other, |x, y| if x > y { x } else { y })
+    }
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        self.zip(other, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        self.zip(self, |x, _| {
+            f32::from_bits((x.to_bits() << 23).wrapping_add(1f32.to_bits()))
+        })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        self.fold(|x, y| x + y)
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        self.fold(|x, y| if x > y { x } else { y })
+    }
+
+    #[inline(always)]
+    fn wide_splat(x: u64) -> Self::Wide {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn wide_count(first: u32) -> Self::Wide {
+        let mut count = [u64::from(first); LANES];
+        for (lane, x) in count.iter_mut().enumerate() {
+            *x += lane as u64;
+        }
+        count
+    }
+    #[inline(always)]
+    fn wide_mul(mut a: Self::Wide, factor: u32) -> Self::Wide {
+        for x in &mut a {
+            *x = (*x & 0xFFFF_FFFF) * u64::from(factor);
+        }
+        a
+    }
+    #[inline(always)]
+    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = (*a >> 32) ^ b ^ u64::from(key);
+        }
+        a
+    }
+    #[inline(always)]
+    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
+        let mut selected = [0.0; LANES];
+        for (x, a) in selected.iter_mut().zip(a) {
+            let bits = (a >> if upper { 16 } else { 0 }) & 0xFFFF;
+            *x = if bits >= u64::from(threshold) {
+                value
+            } else {
+                0.0
+            };
+        }
+        Self(selected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kernels::cpu::{Cpu, multiversion};
+
+    multiversion! {
+        /// Each method's answer to two rows of numbers.
+        fn answers<S: Lanes>(a: &[f32; 16], b: &[f32; 16], out: &mut Vec<[f32; 16]>) {
+            let (x, y) = (S::load(a), S::load(b));
+            let shifted = S::load(&std::array::from_fn(|i| 12_582_912.0 + i as f32 * 8.0 - 64.0));
+            let mut keep = |x: S| {
+                let mut row = [0.0; 16];
+                x.store(&mut row);
+                out.push(row);
+            };
+            for z in [x.add(y), x.sub(y), x.mul(y), x.larger(y), x.smaller(y), shifted.power_of_two()] {
+                keep(z);
+            }
+            keep(S::splat(x.sum()));
+            keep(S::splat(y.largest()));
+            let count = S::wide_count(u32::MAX - 3);
+            let product = S::wide_mul(S::wide_mix(S::wide_mul(count, 0xD251_1F53), count, 77), 0xCD9E_8D57);
+            for word in [product, S::wide_mix(product, S::wide_splat(0x1234_5678_9ABC), 5)] {
+                keep(S::wide_select(word, false, 0x8000, 2.5));
+                keep(S::wide_select(word, true, 0x1234, 1.5));
+            }
+        }
+    }
+
+    #[test]
+    fn every_cpu_gives_the_same_bits() {
+        let a: [f32; 16] = std::array::from_fn(|i| 1.0 / (i as f32 + 3.0));
+        let mut b: [f32; 16] = std::array::from_fn(|i| (i as f32 - 7.3) / 9.0);
+        b[2] = f32::NAN;
+        let mut all = Cpu::each().map(|cpu| {
+            let mut out = Vec::new();
+            answers(cpu, &a, &b, &mut out);
+            out.iter()
+                .map(|row| row.map(f32::to_bits))
+                .collect::<Vec<_>>()
+        });
+        let first = all.next().unwrap();
+        assert_eq!(f32::from_bits(first[5][8]), 1.0);
+        assert_eq!(f32::from_bits(first[5][9]), 256.0);
+        assert!(f32::from_bits(first[3][2]).is_nan() && f32::from_bits(first[4][2]).is_nan());
+        for other in all {
+            assert_eq!(first, other);
+        }
+    }
+}

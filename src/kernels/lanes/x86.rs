@@ -1,0 +1,341 @@
+//! Lanes of AVX-512 (one register) and AVX2 (two).
+//!
+//! Loads and stores go through full masks: the direct intrinsics carry checks into builds with debug
+//! assertions, which tests are, and both compile to the same instruction.
+
+#![expect(
+    clippy::cast_possible_wrap,
+    reason = "bit patterns; the intrinsics take signed numbers"
+)]
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Lanes};
+
+/// For CPUs with avx512f, avx512bw and avx512dq.
+#[derive(Clone, Copy)]
+pub struct Avx512(__m512);
+
+/// For CPUs with avx2 and fma.
+#[derive(Clone, Copy)]
+pub struct Avx2([__m256; 2]);
+
+const FULL: u16 = u16::MAX;
+
+// SAFETY of all blocks in this impl: the trait's users compile it only into functions for a CPU with these
+// features; pointers are those of the sixteen numbers' array.
+impl Lanes for Avx512 {
+    type Wide = [__m512i; 2];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_maskz_loadu_ps(FULL, from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), FULL, self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let one = _mm512_set1_epi32(1f32.to_bits() as i32);
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
+            Self(_mm512_castsi512_ps(_mm512_add_epi32(n, one)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let [low, high] = halves(self.0);
+            sum_8(_mm256_add_ps(low, high))
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let [low, high] = halves(self.0);
+            largest_8(_mm256_max_ps(low, high))
+        }
+    }
+
+    #[inline(always)]
+    fn wide_splat(x: u64) -> Self::Wide {
+        // SAFETY: see above.
+        [unsafe { _mm512_set1_epi64(x as i64) }; 2]
+    }
+    #[inline(always)]
+    fn wide_count(first: u32) -> Self::Wide {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm512_set1_epi64(i64::from(first));
+            let low = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+            let high = _mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15);
+            [_mm512_add_epi64(first, low), _mm512_add_epi64(first, high)]
+        }
+    }
+    #[inline(always)]
+    fn wide_mul(a: Self::Wide, factor: u32) -> Self::Wide {
+        // SAFETY: see above.
+        unsafe {
+            let factor = _mm512_set1_epi64(i64::from(factor));
+            [
+                _mm512_mul_epu32(a[0], factor),
+                _mm512_mul_epu32(a[1], factor),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+        /// The table of three inputs' exclusive or.
+        const XOR: i32 = 0x96;
+        // SAFETY: see above.
+        unsafe {
+            let key = _mm512_set1_epi64(i64::from(key));
+            let [low, high] = [_mm512_srli_epi64::<32>(a[0]), _mm512_srli_epi64::<32>(a[1])];
+            [
+                _mm512_ternarylogic_epi64::<XOR>(low, b[0], key),
+                _mm512_ternarylogic_epi64::<XOR>(high, b[1], key),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(a[0]));
+            let words = _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(a[1]));
+            let bits = if upper {
+                _mm512_srli_epi32::<16>(words)
+            } else {
+                _mm512_and_si512(words, _mm512_set1_epi32(0xFFFF))
+            };
+            let keep = _mm512_cmpge_epu32_mask(bits, _mm512_set1_epi32(threshold as i32));
+            Self(_mm512_maskz_mov_ps(keep, _mm512_set1_ps(value)))
+        }
+    }
+}
+
+// SAFETY of all blocks in this impl: as for the one above.
+impl Lanes for Avx2 {
+    type Wide = [__m256i; 4];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: see above.
+        Self([unsafe { _mm256_set1_ps(x) }; 2])
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let full = _mm256_set1_epi32(-1);
+            let high = from.as_ptr().wrapping_add(8);
+            Self([
+                _mm256_maskload_ps(from.as_ptr(), full),
+                _mm256_maskload_ps(high, full),
+            ])
+        }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let full = _mm256_set1_epi32(-1);
+            let high = to.as_mut_ptr().wrapping_add(8);
+            _mm256_maskstore_ps(to.as_mut_ptr(), full, self.0[0]);
+            _mm256_maskstore_ps(high, full, self.0[1]);
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_add_ps(a, c), _mm256_add_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_sub_ps(a, c), _mm256_sub_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_mul_ps(a, c), _mm256_mul_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        let (a, b, c) = (self.0, b.0, c.0);
+        // SAFETY: see above.
+        Self(unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_max_ps(a, c), _mm256_max_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_min_ps(a, c), _mm256_min_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn power_of_two(mut self) -> Self {
+        for x in &mut self.0 {
+            // SAFETY: see above.
+            unsafe {
+                let one = _mm256_set1_epi32(1f32.to_bits() as i32);
+                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(*x));
+                *x = _mm256_castsi256_ps(_mm256_add_epi32(n, one));
+            }
+        }
+        self
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { sum_8(_mm256_add_ps(self.0[0], self.0[1])) }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { largest_8(_mm256_max_ps(self.0[0], self.0[1])) }
+    }
+
+    #[inline(always)]
+    fn wide_splat(x: u64) -> Self::Wide {
+        // SAFETY: see above.
+        [unsafe { _mm256_set1_epi64x(x as i64) }; 4]
+    }
+    #[inline(always)]
+    fn wide_count(first: u32) -> Self::Wide {
+        let mut count = Self::wide_splat(u64::from(first));
+        for (x, start) in count.iter_mut().zip([0, 4, 8, 12]) {
+            // SAFETY: see above.
+            unsafe {
+                let step = _mm256_setr_epi64x(start, start + 1, start + 2, start + 3);
+                *x = _mm256_add_epi64(*x, step);
+            }
+        }
+        count
+    }
+    #[inline(always)]
+    fn wide_mul(mut a: Self::Wide, factor: u32) -> Self::Wide {
+        for x in &mut a {
+            // SAFETY: see above.
+            *x = unsafe { _mm256_mul_epu32(*x, _mm256_set1_epi64x(i64::from(factor))) };
+        }
+        a
+    }
+    #[inline(always)]
+    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+        for (a, b) in a.iter_mut().zip(b) {
+            // SAFETY: see above.
+            unsafe {
+                let mixed = _mm256_xor_si256(b, _mm256_set1_epi64x(i64::from(key)));
+                *a = _mm256_xor_si256(_mm256_srli_epi64::<32>(*a), mixed);
+            }
+        }
+        a
+    }
+    #[inline(always)]
+    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let half = |a: __m256i, b: __m256i| {
+                let mixed =
+                    _mm256_shuffle_ps::<0x88>(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+                let words = _mm256_permute4x64_epi64::<0xD8>(_mm256_castps_si256(mixed));
+                let bits = if upper {
+                    _mm256_srli_epi32::<16>(words)
+                } else {
+                    _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF))
+                };
+                // Signed comparison serves: both are below 2^16.
+                let drop = _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold as i32), bits);
+                _mm256_andnot_ps(_mm256_castsi256_ps(drop), _mm256_set1_ps(value))
+            };
+            Self([half(a[0], a[1]), half(a[2], a[3])])
+        }
+    }
+}
+
+/// # Safety
+/// The CPU must have avx512dq.
+#[inline(always)]
+unsafe fn halves(x: __m512) -> [__m256; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)] }
+}
+
+/// # Safety
+/// The CPU must have avx.
+#[inline(always)]
+unsafe fn sum_8(x: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+    }
+}
+
+/// # Safety
+/// The CPU must have avx.
+#[inline(always)]
+unsafe fn largest_8(x: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
+    }
+}
