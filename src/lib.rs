@@ -1,4 +1,6 @@
 pub mod domain;
+pub mod heads;
 pub mod kernels;
 pub mod layers;
+pub mod models;
 pub mod store;
