@@ -67,7 +67,6 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No other part that overlaps it may be alive.
-    #[expect(clippy::mut_from_ref, reason = "the caller keeps parts disjoint")]
     unsafe fn part(&self, start: usize, len: usize) -> &'a mut [f32] {
         let start = start.min(self.len);
         let len = len.min(self.len - start);

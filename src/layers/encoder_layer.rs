@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::kernels::view;
     use crate::layers::DropoutSeed;
-    use crate::layers::testing::{NoiseSource, Oracle, assert_close, noise_rows};
+    use crate::layers::testing::{NoiseSource, Oracle, assert_close, noise_rows, set};
 
     const CU_SEQLENS: [u32; 4] = [0, 5, 6, 13];
 
@@ -274,11 +274,7 @@ mod tests {
         let mut workspace = Workspace::new(shape.hidden_size, shape.intermediate_size);
         let out = layer.forward(&x, batch, queries, &mut workspace).unwrap();
         let d_out = workspace.hidden.rows(out.dim(0).unwrap()).unwrap();
-        view::read(&weights, |w| {
-            view::write(&d_out, |d| Ok(d.copy_from_slice(w)))
-        })
-        .unwrap()
-        .unwrap();
+        set(&d_out, &view::read(&weights, <[f32]>::to_vec).unwrap());
         layer.backward(batch, &mut workspace).unwrap();
         let d_x = workspace.hidden.rows(batch.tokens()).unwrap();
 

@@ -31,6 +31,15 @@ pub fn noise_rows(salt: &str, rows: usize, width: usize) -> Tensor {
     Tensor::from_vec(noise(salt, rows * width), (rows, width), &Device::Cpu).unwrap()
 }
 
+/// Overwrites a tensor.
+pub fn set(tensor: &Tensor, values: &[f32]) {
+    crate::kernels::view::write(tensor, |x| {
+        x.copy_from_slice(values);
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Gives every layer noise, with the scale of normalisations around 1.
 pub struct NoiseSource;
 

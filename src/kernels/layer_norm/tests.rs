@@ -62,104 +62,113 @@ fn near(a: f32, b: f64, what: &str) {
     );
 }
 
-#[test]
-fn forward_and_backward_with_dropout_match_the_definition_and_its_differences() {
+/// What the op answers, and the numbers it was given.
+struct Case {
+    x: Vec<f32>,
+    residual: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    weights: Vec<f32>,
+    dropout: Dropout,
+    keys: Vec<u64>,
+    out: Vec<Vec<f32>>,
+    d_sum: Vec<Vec<f32>>,
+    d_x: Vec<Vec<f32>>,
+    d_gamma: Vec<f32>,
+    d_beta: Vec<f32>,
+}
+
+/// Forward, and backward of `Σ weights * out`; the gradient of gamma starts at 1, that of beta at 0.
+fn run() -> Case {
     let (x, residual) = (noise(1, ROWS * WIDTH), noise(2, ROWS * WIDTH));
     let (gamma, beta, weights) = (noise(3, WIDTH), noise(4, WIDTH), noise(5, ROWS * WIDTH));
     let keys: Vec<u64> = (0..ROWS as u64).map(|t| t << 3).collect();
     let dropout = Dropout::new(0.2, 1, 2, 3);
 
-    let (gamma_t, beta_t) = (
-        tensor(&gamma, 1).squeeze(0).unwrap(),
-        tensor(&beta, 1).squeeze(0).unwrap(),
-    );
+    let vector = |x: &[f32]| tensor(x, 1).squeeze(0).unwrap();
+    let (g, b, r) = (vector(&gamma), vector(&beta), tensor(&residual, ROWS));
+    let (normalised, rstd) = (zeros(ROWS, WIDTH), zeros(ROWS, 1));
+    let (out, d_sum, d_x) = (zeros(ROWS, WIDTH), zeros(ROWS, WIDTH), zeros(ROWS, WIDTH));
+    let (d_gamma, d_beta) = (g.ones_like().unwrap(), g.zeros_like().unwrap());
     let norm = LayerNorm {
-        gamma: &gamma_t,
-        beta: &beta_t,
+        gamma: &g,
+        beta: &b,
         eps: EPS,
     };
-    let (normalised, rstd, out) = (zeros(ROWS, WIDTH), zeros(ROWS, 1), zeros(ROWS, WIDTH));
     let saved = Saved {
         normalised: &normalised,
         rstd: &rstd,
     };
-    let residual_t = tensor(&residual, ROWS);
     let branch = Residual {
-        tensor: &residual_t,
+        tensor: &r,
         dropout,
         keys: &keys,
     };
-    forward(&norm, &tensor(&x, ROWS), Some(&branch), &saved, &out).unwrap();
-
-    let (d_sum, d_x) = (zeros(ROWS, WIDTH), zeros(ROWS, WIDTH));
-    let (d_gamma, d_beta) = (gamma_t.ones_like().unwrap(), gamma_t.zeros_like().unwrap());
     let dropped = Dropped {
         d_x: &d_x,
         dropout,
         keys: &keys,
     };
     let d_out = tensor(&weights, ROWS);
+    forward(&norm, &tensor(&x, ROWS), Some(&branch), &saved, &out).unwrap();
+    let partials = &mut Vec::new();
     backward(
-        &gamma_t,
+        &g,
         &saved,
         &d_out,
         Some(&dropped),
         &d_sum,
         &d_gamma,
         &d_beta,
-        &mut Vec::new(),
+        partials,
     )
     .unwrap();
 
-    let (out, d_sum, d_x) = (
-        out.to_vec2::<f32>().unwrap(),
-        d_sum.to_vec2::<f32>().unwrap(),
-        d_x.to_vec2::<f32>().unwrap(),
-    );
-    let (gamma, beta) = (wide(&gamma), wide(&beta));
-    let mut expected_gamma = vec![1f64; WIDTH];
-    let mut expected_beta = vec![0f64; WIDTH];
+    let [out, d_sum, d_x] = [out, d_sum, d_x].map(|t| t.to_vec2().unwrap());
+    let [d_gamma, d_beta] = [d_gamma, d_beta].map(|t| t.to_vec1().unwrap());
+    Case {
+        x,
+        residual,
+        gamma,
+        beta,
+        weights,
+        dropout,
+        keys,
+        out,
+        d_sum,
+        d_x,
+        d_gamma,
+        d_beta,
+    }
+}
+
+#[test]
+fn forward_and_backward_with_dropout_match_the_definition_and_its_differences() {
+    let case = run();
+    let (gamma, beta) = (wide(&case.gamma), wide(&case.beta));
+    let (mut d_gamma, mut d_beta) = (vec![1f64; WIDTH], vec![0f64; WIDTH]);
     for row in 0..ROWS {
-        let at = row * WIDTH..(row + 1) * WIDTH;
-        let (x, residual, weights) = (
-            wide(&x[at.clone()]),
-            wide(&residual[at.clone()]),
-            wide(&weights[at]),
-        );
+        let cut = |x: &[f32]| wide(&x[row * WIDTH..(row + 1) * WIDTH]);
+        let (x, residual, weights) = (cut(&case.x), cut(&case.residual), cut(&case.weights));
         let mut factors = vec![0f32; WIDTH];
-        dropout.factors(keys[row], &mut factors);
+        case.dropout.factors(case.keys[row], &mut factors);
+        let loss = |x: &[f64], r: &[f64], g: &[f64]| reference(x, r, &factors, g, &beta, &weights);
         for i in 0..WIDTH {
             let mut one = vec![0f64; WIDTH];
             one[i] = 1.0;
-            near(
-                out[row][i],
-                reference(&x, &residual, &factors, &gamma, &beta, &one),
-                "out",
-            );
-            near(
-                d_sum[row][i],
-                slope(&residual, i, |r| {
-                    reference(&x, r, &factors, &gamma, &beta, &weights)
-                }),
-                "d_residual",
-            );
-            near(
-                d_x[row][i],
-                slope(&x, i, |x| {
-                    reference(x, &residual, &factors, &gamma, &beta, &weights)
-                }),
-                "d_x",
-            );
-            expected_gamma[i] += slope(&gamma, i, |g| {
-                reference(&x, &residual, &factors, g, &beta, &weights)
-            });
-            expected_beta[i] += weights[i];
+            let out = reference(&x, &residual, &factors, &gamma, &beta, &one);
+            near(case.out[row][i], out, "out");
+            let d_sum = slope(&residual, i, |r| loss(&x, r, &gamma));
+            near(case.d_sum[row][i], d_sum, "d_residual");
+            let d_x = slope(&x, i, |x| loss(x, &residual, &gamma));
+            near(case.d_x[row][i], d_x, "d_x");
+            d_gamma[i] += slope(&gamma, i, |g| loss(&x, &residual, g));
+            d_beta[i] += weights[i];
         }
     }
-    for (d, expected) in [(d_gamma, expected_gamma), (d_beta, expected_beta)] {
-        for (d, expected) in d.to_vec1::<f32>().unwrap().into_iter().zip(expected) {
-            near(d, expected, "d_gamma, d_beta");
-        }
+    for i in 0..WIDTH {
+        near(case.d_gamma[i], d_gamma[i], "d_gamma");
+        near(case.d_beta[i], d_beta[i], "d_beta");
     }
 }
 
