@@ -6,13 +6,19 @@
 //! (column block, site, token key), key = (seed, step). One block gives eight 16-bit draws; an element is
 //! dropped when its draw is below `p * 65536`.
 
+use super::cpu::{Cpu, multiversion};
+
 const ROUNDS: usize = 10;
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Blocks computed side by side, so that the compiler can use vector registers.
 const LANES: usize = 16;
+/// The lower half of a u64.
+const LOW: u64 = 0xFFFF_FFFF;
 /// Elements decided by one block.
 const DRAWS: usize = 8;
+/// Elements decided at a time.
+const GROUP: usize = LANES * DRAWS;
 
 /// Names one dropout layer's masks at one step.
 #[derive(Clone, Copy, Debug)]
@@ -66,43 +72,50 @@ impl Dropout {
     /// Factors for one row: `out[i]` becomes 0 where column `i` is dropped, else 1/(1-p). `token` names the
     /// row: for hidden states the token's key, for attention the query's key mixed with its head.
     pub fn factors(&self, token: u64, out: &mut [f32]) {
-        if self.is_none() {
-            out.fill(1.0);
-            return;
-        }
-        for (group, chunk) in out.chunks_mut(LANES * DRAWS).enumerate() {
-            self.group(token, group, chunk);
-        }
+        fill_factors(Cpu::best(), self, token, out);
     }
 
     /// Multiplies a row by its factors.
     pub fn apply(&self, token: u64, row: &mut [f32]) {
+        if !self.is_none() {
+            multiply_by_factors(Cpu::best(), self, token, row);
+        }
+    }
+
+    /// [`Self::factors`], to be compiled for its caller's CPU.
+    #[inline(always)]
+    pub fn factors_inline(&self, token: u64, out: &mut [f32]) {
         if self.is_none() {
+            out.fill(1.0);
             return;
         }
-        let mut factors = [0f32; LANES * DRAWS];
-        for (group, chunk) in row.chunks_mut(LANES * DRAWS).enumerate() {
-            self.group(token, group, &mut factors[..chunk.len()]);
-            for (x, factor) in chunk.iter_mut().zip(&factors) {
-                *x *= factor;
+        for (group, chunk) in out.chunks_mut(GROUP).enumerate() {
+            if let Some(chunk) = chunk.first_chunk_mut() {
+                *chunk = self.group(token, group);
+            } else {
+                let factors = self.group(token, group);
+                chunk.copy_from_slice(&factors[..chunk.len()]);
             }
         }
     }
 
-    /// The factors of columns `group * 128 ..`, at most 128 of them.
-    fn group(&self, token: u64, group: usize, out: &mut [f32]) {
+    /// The factors of columns `group * GROUP ..`.
+    #[inline(always)]
+    fn group(&self, token: u64, group: usize) -> [f32; GROUP] {
         let words = self.blocks(token, group * LANES);
-        for (draw, part) in out.chunks_mut(LANES).enumerate() {
+        let mut factors = [0f32; GROUP];
+        for (draw, part) in factors.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let shift = 16 * (draw % 2);
-            for (x, word) in part.iter_mut().zip(&words[draw / 2]) {
-                let bits = (word >> shift) & 0xFFFF;
-                *x = if bits < self.threshold {
+            for lane in 0..LANES {
+                let bits = (words[draw / 2][lane] >> shift) & 0xFFFF;
+                part[lane] = if bits < self.threshold {
                     0.0
                 } else {
                     self.scale
                 };
             }
         }
+        factors
     }
 
     /// Philox of `LANES` consecutive counters starting at `first`; word-major.
@@ -110,19 +123,33 @@ impl Dropout {
     fn blocks(&self, token: u64, first: usize) -> [[u32; LANES]; 4] {
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "rows are far shorter than 2^32 columns, and both halves of the token are used"
+            reason = "rows are far shorter than 2^32 columns, and there are 16 lanes"
         )]
-        let (first, token) = (first as u32, [token as u32, (token >> 32) as u32]);
-        let mut counter = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
-            #[expect(clippy::cast_possible_truncation, reason = "LANES is 16")]
-            let block = first.wrapping_add(lane as u32);
-            counter[0][lane] = block;
-            counter[1][lane] = self.site;
-            counter[2][lane] = token[0];
-            counter[3][lane] = token[1];
-        }
+        let block = |lane: usize| u64::from((first as u32).wrapping_add(lane as u32));
+        let counter = [
+            std::array::from_fn(block),
+            [u64::from(self.site); LANES],
+            [token & LOW; LANES],
+            [token >> 32; LANES],
+        ];
         philox(counter, self.key)
+    }
+}
+
+multiversion! {
+    fn fill_factors(dropout: &Dropout, token: u64, out: &mut [f32]) {
+        dropout.factors_inline(token, out);
+    }
+}
+
+multiversion! {
+    fn multiply_by_factors(dropout: &Dropout, token: u64, row: &mut [f32]) {
+        for (group, chunk) in row.chunks_mut(GROUP).enumerate() {
+            let factors = dropout.group(token, group);
+            for (x, factor) in chunk.iter_mut().zip(&factors) {
+                *x *= factor;
+            }
+        }
     }
 }
 
@@ -136,25 +163,29 @@ pub fn attention_key(token: u64, head: u32) -> u64 {
     (token & 0x00FF_FFFF_FFFF_FFFF) | (u64::from(head) << 56)
 }
 
+/// Words are the lower halves of u64 lanes: vector units multiply these without moving them about. The
+/// upper halves are whatever the last multiplication left there.
 #[inline(always)]
-fn philox(mut counter: [[u32; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
+fn philox(mut counter: [[u64; LANES]; 4], mut key: [u32; 2]) -> [[u32; LANES]; 4] {
     for _ in 0..ROUNDS {
-        let mut next = [[0u32; LANES]; 4];
+        let [k0, k1] = key.map(u64::from);
+        let [mut c0, mut c1, mut c2, mut c3] = counter;
         for lane in 0..LANES {
-            let first = u64::from(counter[0][lane]) * u64::from(MULTIPLIER[0]);
-            let second = u64::from(counter[2][lane]) * u64::from(MULTIPLIER[1]);
-            #[expect(clippy::cast_possible_truncation, reason = "high and low words")]
-            {
-                next[0][lane] = (second >> 32) as u32 ^ counter[1][lane] ^ key[0];
-                next[1][lane] = second as u32;
-                next[2][lane] = (first >> 32) as u32 ^ counter[3][lane] ^ key[1];
-                next[3][lane] = first as u32;
-            }
+            let first = (c0[lane] & LOW) * u64::from(MULTIPLIER[0]);
+            let second = (c2[lane] & LOW) * u64::from(MULTIPLIER[1]);
+            c0[lane] = (second >> 32) ^ c1[lane] ^ k0;
+            c1[lane] = second;
+            c2[lane] = (first >> 32) ^ c3[lane] ^ k1;
+            c3[lane] = first;
         }
-        counter = next;
+        counter = [c0, c1, c2, c3];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    counter
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower halves are the words"
+    )]
+    counter.map(|words| words.map(|word| word as u32))
 }
 
 #[cfg(test)]
@@ -164,7 +195,7 @@ mod tests {
     /// Known answers published with the paper's reference implementation (philox4x32, 10 rounds).
     #[test]
     fn philox_gives_the_published_answers() {
-        let all = |x: u32| [[x; LANES]; 4];
+        let all = |x: u32| [[u64::from(x); LANES]; 4];
         let zeros = philox(all(0), [0, 0]);
         let expected = [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8];
         assert_eq!(zeros.map(|w| w[3]), expected);

@@ -5,16 +5,16 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
-#[macro_use]
-mod vectorised;
-
 pub mod activation;
 pub mod attention;
+mod cpu;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod exp;
 pub mod first_rows;
 pub mod gelu;
+mod gemm;
 pub mod layer_norm;
 pub mod linear;
 pub mod pool;

@@ -1,0 +1,234 @@
+//! Self-attention over packed rows: `softmax(q kᵀ / √hd)`, dropout on the probabilities, times v, for each
+//! sequence and head by itself. No padding, no mask.
+//!
+//! Only the log of each softmax's denominator is kept; the backward pass computes the probabilities and
+//! dropout's decisions again (Dao et al. 2022, "FlashAttention", in the simple form that fits a CPU's cache).
+
+mod head;
+mod softmax;
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::dropout::Dropout;
+use super::gemm::Engine;
+use super::linear::Precision;
+use super::pool::{Disjoint, parallel_for};
+use super::view::{read, write};
+use head::Head;
+
+/// Which tokens ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// Every token.
+    All,
+    /// The first token of each sequence: `q`, `ctx`, `lse`, `dctx` and `dq` have one row per sequence.
+    First,
+}
+
+/// What a call of attention needs to know besides its tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Where sequences start in the packed rows: B + 1 numbers, the first 0, the last T.
+    pub cu_seqlens: &'a [u32],
+    /// The dropout key of each of the T rows.
+    pub token_keys: &'a [u64],
+    pub num_heads: usize,
+    pub dropout: Dropout,
+    pub queries: Queries,
+    pub precision: Precision,
+}
+
+impl Attention<'_> {
+    /// `ctx [R, D]` and `lse [R, H]` from `q [R, D]` and `k, v [T, D]`, where R is T, or B for
+    /// [`Queries::First`]. An empty sequence gives zeros.
+    ///
+    /// # Errors
+    /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+    pub fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        ctx: &Tensor,
+        lse: &Tensor,
+    ) -> Result<()> {
+        self.forward_on(Engine::best(self.precision), [q, k, v], ctx, lse)
+    }
+
+    /// The gradients `dq [R, D]` and `dk, dv [T, D]` from that of `ctx`; they are overwritten.
+    ///
+    /// # Errors
+    /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+    #[expect(clippy::too_many_arguments, reason = "six inputs and three outputs")]
+    pub fn backward(
+        &self,
+        dctx: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        ctx: &Tensor,
+        lse: &Tensor,
+        dq: &Tensor,
+        dk: &Tensor,
+        dv: &Tensor,
+    ) -> Result<()> {
+        let engine = Engine::best(self.precision);
+        self.backward_on(engine, dctx, [q, k, v], [ctx, lse], [dq, dk, dv])
+    }
+
+    fn forward_on(
+        &self,
+        engine: Engine,
+        qkv: [&Tensor; 3],
+        ctx: &Tensor,
+        lse: &Tensor,
+    ) -> Result<()> {
+        let plan = self.plan(engine, qkv, ctx, lse)?;
+        read_three(qkv, |[q, k, v]| {
+            write(ctx, |ctx| {
+                write(lse, |lse| {
+                    let (ctx, lse) = (Disjoint::new(ctx), Disjoint::new(lse));
+                    plan.for_each_head(|head| head.forward(q, k, v, &ctx, &lse));
+                    Ok(())
+                })
+            })
+        })?
+    }
+
+    fn backward_on(
+        &self,
+        engine: Engine,
+        dctx: &Tensor,
+        qkv: [&Tensor; 3],
+        [ctx, lse]: [&Tensor; 2],
+        [dq, dk, dv]: [&Tensor; 3],
+    ) -> Result<()> {
+        let plan = self.plan(engine, qkv, ctx, lse)?;
+        for (gradient, of) in [(dctx, ctx), (dq, qkv[0]), (dk, qkv[1]), (dv, qkv[2])] {
+            if gradient.dims() != of.dims() {
+                bail!("a gradient is not of its tensor's shape {:?}", of.dims());
+            }
+        }
+        let run = |inputs: head::Inputs<'_>| {
+            write(dq, |dq| {
+                write(dk, |dk| {
+                    write(dv, |dv| {
+                        let out = [dq, dk, dv].map(Disjoint::new);
+                        plan.for_each_head(|head| head.backward(&inputs, &out));
+                        Ok(())
+                    })
+                })
+            })
+        };
+        read_three(qkv, |[q, k, v]| {
+            read_three([dctx, ctx, lse], |[dctx, ctx, lse]| {
+                run(head::Inputs {
+                    q,
+                    k,
+                    v,
+                    ctx,
+                    lse,
+                    dctx,
+                })
+            })?
+        })?
+    }
+
+    /// Checks shapes, and orders the work: the longest sequences first, so that no thread is left with one
+    /// at the end.
+    fn plan(
+        &self,
+        engine: Engine,
+        [q, k, v]: [&Tensor; 3],
+        ctx: &Tensor,
+        lse: &Tensor,
+    ) -> Result<Plan<'_>> {
+        let (rows, hidden) = k.dims2()?;
+        let Some((&first, rest)) = self.cu_seqlens.split_first() else {
+            bail!("cu_seqlens is empty")
+        };
+        let queries = match self.queries {
+            Queries::All => rows,
+            Queries::First => rest.len(),
+        };
+        if first != 0
+            || !self.cu_seqlens.is_sorted()
+            || self.cu_seqlens.last().map(|&end| end as usize) != Some(rows)
+            || self.token_keys.len() != rows
+        {
+            bail!("the sequences do not cover the {rows} rows");
+        }
+        if self.num_heads == 0 || !hidden.is_multiple_of(self.num_heads) {
+            bail!(
+                "{hidden} columns do not split into {} heads",
+                self.num_heads
+            );
+        }
+        if v.dims() != k.dims()
+            || q.dims() != [queries, hidden]
+            || ctx.dims() != [queries, hidden]
+            || lse.dims() != [queries, self.num_heads]
+        {
+            bail!("the shapes of attention's tensors do not fit");
+        }
+        let mut order: Vec<usize> = (0..rest.len()).collect();
+        order.sort_by_key(|&sequence| Reverse(rest[sequence] - self.cu_seqlens[sequence]));
+        Ok(Plan {
+            attention: self,
+            engine,
+            hidden,
+            order,
+        })
+    }
+}
+
+struct Plan<'a> {
+    attention: &'a Attention<'a>,
+    engine: Engine,
+    hidden: usize,
+    /// Sequences, longest first.
+    order: Vec<usize>,
+}
+
+impl Plan<'_> {
+    fn for_each_head(&self, f: impl Fn(Head<'_>) + Sync) {
+        let heads = self.attention.num_heads;
+        parallel_for(self.order.len() * heads, |task| {
+            f(self.head(self.order[task / heads], task % heads));
+        });
+    }
+
+    fn head(&self, sequence: usize, head: usize) -> Head<'_> {
+        let attention = self.attention;
+        let [start, end] = [sequence, sequence + 1].map(|i| attention.cu_seqlens[i] as usize);
+        let keys = start..end;
+        let (queries, asking): (Range<usize>, Range<usize>) = match attention.queries {
+            Queries::All => (keys.clone(), keys.clone()),
+            Queries::First => (sequence..sequence + 1, start..end.min(start + 1)),
+        };
+        let dim = self.hidden / attention.num_heads;
+        Head {
+            engine: self.engine,
+            hidden: self.hidden,
+            heads: attention.num_heads,
+            head,
+            dim,
+            scale: 1.0 / (dim as f32).sqrt(),
+            queries,
+            keys,
+            token_keys: &attention.token_keys[asking],
+            dropout: attention.dropout,
+        }
+    }
+}
+
+fn read_three<R>(tensors: [&Tensor; 3], f: impl FnOnce([&[f32]; 3]) -> R) -> Result<R> {
+    let [a, b, c] = tensors;
+    read(a, |a| read(b, |b| read(c, |c| f([a, b, c])))?)?
+}
+
+#[cfg(test)]
+mod tests;

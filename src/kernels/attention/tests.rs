@@ -1,0 +1,331 @@
+use candle_core::{DType, Device};
+
+use super::*;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::dropout::{attention_key, token_key};
+use crate::kernels::pool::set_threads;
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(seed | 1);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn tensor(data: &[f32], columns: usize) -> Tensor {
+    let dims = (data.len() / columns, columns);
+    Tensor::from_vec(data.to_vec(), dims, &Device::Cpu).unwrap()
+}
+
+fn engines() -> Vec<Engine> {
+    [Precision::F32, Precision::Bf16]
+        .into_iter()
+        .flat_map(|precision| Cpu::each().map(move |cpu| Engine::on(cpu, precision)))
+        .collect()
+}
+
+fn tolerance(engine: Engine) -> f64 {
+    match engine.format() {
+        super::super::gemm::Format::F32 => 1e-5,
+        _ => 3e-2,
+    }
+}
+
+#[derive(Clone)]
+struct Case {
+    cu: Vec<u32>,
+    keys: Vec<u64>,
+    heads: usize,
+    dim: usize,
+    dropout: Dropout,
+    queries: Queries,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dctx: Vec<f32>,
+}
+
+/// `ctx, lse, dq, dk, dv`.
+type Results = [Vec<f32>; 5];
+
+impl Case {
+    fn new(lengths: &[u32], heads: usize, dim: usize, queries: Queries) -> Self {
+        let mut cu = vec![0];
+        let mut keys = Vec::new();
+        for (sequence, &length) in lengths.iter().enumerate() {
+            cu.push(cu[sequence] + length);
+            keys.extend((0..length).map(|position| token_key(40 + sequence as u64, position)));
+        }
+        let (rows, hidden) = (keys.len(), heads * dim);
+        let asking = match queries {
+            Queries::All => rows,
+            Queries::First => lengths.len(),
+        };
+        Self {
+            cu,
+            keys,
+            heads,
+            dim,
+            dropout: Dropout::new(0.25, 1, 2, 3),
+            queries,
+            q: noise(asking * hidden, 5).iter().map(|x| 3.0 * x).collect(),
+            k: noise(rows * hidden, 6),
+            v: noise(rows * hidden, 7),
+            dctx: noise(asking * hidden, 8),
+        }
+    }
+
+    fn hidden(&self) -> usize {
+        self.heads * self.dim
+    }
+
+    fn run(&self, engine: Engine) -> Results {
+        let attention = Attention {
+            cu_seqlens: &self.cu,
+            token_keys: &self.keys,
+            num_heads: self.heads,
+            dropout: self.dropout,
+            queries: self.queries,
+            precision: Precision::F32,
+        };
+        let [q, k, v, dctx] =
+            [&self.q, &self.k, &self.v, &self.dctx].map(|x| tensor(x, self.hidden()));
+        let rows = self.q.len() / self.hidden();
+        let nan =
+            |like: &Tensor| tensor(&vec![f32::NAN; like.dims().iter().product()], self.hidden());
+        let (ctx, lse) = (
+            nan(&q),
+            Tensor::zeros((rows, self.heads), DType::F32, &Device::Cpu).unwrap(),
+        );
+        attention
+            .forward_on(engine, [&q, &k, &v], &ctx, &lse)
+            .unwrap();
+        let (dq, dk, dv) = (nan(&q), nan(&k), nan(&v));
+        attention
+            .backward_on(engine, &dctx, [&q, &k, &v], [&ctx, &lse], [&dq, &dk, &dv])
+            .unwrap();
+        [ctx, lse, dq, dk, dv].map(|t| read(&t, <[f32]>::to_vec).unwrap())
+    }
+
+    /// The rows of the queries and of the keys of a sequence.
+    fn rows(&self, sequence: usize) -> (Range<usize>, Range<usize>) {
+        let keys = self.cu[sequence] as usize..self.cu[sequence + 1] as usize;
+        match self.queries {
+            Queries::All => (keys.clone(), keys),
+            Queries::First => (sequence..sequence + 1, keys),
+        }
+    }
+
+    fn at(&self, data: &[f32], row: usize, head: usize, i: usize) -> f64 {
+        f64::from(data[row * self.hidden() + head * self.dim + i])
+    }
+
+    /// By the definition, in f64.
+    fn reference(&self) -> [Vec<f64>; 5] {
+        let (hidden, scale) = (self.hidden(), 1.0 / (self.dim as f64).sqrt());
+        let [mut ctx, mut dq] = [vec![0f64; self.q.len()], vec![0f64; self.q.len()]];
+        let [mut dk, mut dv] = [vec![0f64; self.k.len()], vec![0f64; self.k.len()]];
+        let mut lse = vec![0f64; self.q.len() / self.dim];
+        for sequence in 0..self.cu.len() - 1 {
+            let (queries, keys) = self.rows(sequence);
+            for (i, row) in queries.enumerate().filter(|_| !keys.is_empty()) {
+                for head in 0..self.heads {
+                    let dot = |a: &[f32], a_row: usize, b: &[f32], b_row: usize| -> f64 {
+                        (0..self.dim)
+                            .map(|d| self.at(a, a_row, head, d) * self.at(b, b_row, head, d))
+                            .sum()
+                    };
+                    let scores: Vec<f64> = keys
+                        .clone()
+                        .map(|key| scale * dot(&self.q, row, &self.k, key))
+                        .collect();
+                    let sum: f64 = scores.iter().map(|s| s.exp()).sum();
+                    lse[row * self.heads + head] = sum.ln();
+                    let mut factors = vec![0f32; keys.len()];
+                    let token = self.keys[keys.start + i];
+                    self.dropout
+                        .factors(attention_key(token, head as u32), &mut factors);
+                    let p: Vec<f64> = scores.iter().map(|s| s.exp() / sum).collect();
+                    let dp: Vec<f64> = keys
+                        .clone()
+                        .zip(&factors)
+                        .map(|(key, &f)| f64::from(f) * dot(&self.dctx, row, &self.v, key))
+                        .collect();
+                    let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+                    for (j, key) in keys.clone().enumerate() {
+                        let dropped = p[j] * f64::from(factors[j]);
+                        let ds = scale * p[j] * (dp[j] - delta);
+                        for d in 0..self.dim {
+                            let (at, of_key) = (
+                                row * hidden + head * self.dim + d,
+                                key * hidden + head * self.dim + d,
+                            );
+                            ctx[at] += dropped * self.at(&self.v, key, head, d);
+                            dq[at] += ds * self.at(&self.k, key, head, d);
+                            dk[of_key] += ds * self.at(&self.q, row, head, d);
+                            dv[of_key] += dropped * self.at(&self.dctx, row, head, d);
+                        }
+                    }
+                }
+            }
+        }
+        [ctx, lse, dq, dk, dv]
+    }
+
+    fn assert_matches_the_reference(&self) {
+        let expected = self.reference();
+        for engine in engines() {
+            for (i, (got, expected)) in self.run(engine).iter().zip(&expected).enumerate() {
+                assert_eq!(got.len(), expected.len());
+                for (x, y) in got.iter().zip(expected) {
+                    let error = (f64::from(*x) - y).abs();
+                    assert!(
+                        error < tolerance(engine) * (1.0 + y.abs()),
+                        "{engine:?} {i}: {x} {y}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_and_gradients_match_the_definition() {
+    for (heads, dim) in [(2, 32), (1, 64), (3, 8), (2, 5), (1, 80)] {
+        Case::new(&[3, 0, 1, 70, 16], heads, dim, Queries::All).assert_matches_the_reference();
+    }
+    Case::new(&[150], 1, 32, Queries::All).assert_matches_the_reference();
+}
+
+#[test]
+fn first_queries_match_the_definition() {
+    for dim in [32, 64, 6] {
+        Case::new(&[3, 0, 1, 70, 16], 2, dim, Queries::First).assert_matches_the_reference();
+    }
+}
+
+#[test]
+fn without_dropout_it_matches_too_and_nothing_is_fine() {
+    let mut case = Case::new(&[9, 33], 2, 16, Queries::All);
+    case.dropout = Dropout::NONE;
+    case.assert_matches_the_reference();
+    Case::new(&[], 2, 16, Queries::All).assert_matches_the_reference();
+    Case::new(&[0, 0], 2, 16, Queries::First).assert_matches_the_reference();
+}
+
+#[test]
+fn first_queries_give_the_bits_of_all_queries() {
+    let all = Case::new(&[20, 5, 40], 2, 32, Queries::All);
+    let mut first = Case::new(&[20, 5, 40], 2, 32, Queries::First);
+    first.q = [0, 20, 25]
+        .iter()
+        .flat_map(|row| all.q[row * 64..(row + 1) * 64].to_vec())
+        .collect();
+    for engine in engines() {
+        let (all, first) = (all.run(engine), first.run(engine));
+        for (i, row) in [0, 20, 25].into_iter().enumerate() {
+            assert_eq!(
+                first[0][i * 64..(i + 1) * 64],
+                all[0][row * 64..(row + 1) * 64]
+            );
+        }
+    }
+}
+
+#[test]
+fn finite_differences_agree_with_the_gradients() {
+    let engine = Engine::on(Cpu::best(), Precision::F32);
+    let case = Case::new(&[7, 2], 2, 8, Queries::All);
+    let loss = |case: &Case| -> f64 {
+        let [ctx, ..] = case.run(engine);
+        ctx.iter()
+            .zip(&case.dctx)
+            .map(|(x, w)| f64::from(*x) * f64::from(*w))
+            .sum()
+    };
+    let [_, _, dq, dk, dv] = case.run(engine);
+    let pick: [(fn(&mut Case) -> &mut Vec<f32>, Vec<f32>); 3] =
+        [(|c| &mut c.q, dq), (|c| &mut c.k, dk), (|c| &mut c.v, dv)];
+    for (field, gradient) in pick {
+        for i in (0..gradient.len()).step_by(5) {
+            let step = 1e-2;
+            let (mut up, mut down) = (case.clone(), case.clone());
+            field(&mut up)[i] += step;
+            field(&mut down)[i] -= step;
+            let slope = (loss(&up) - loss(&down)) / f64::from(2.0 * step);
+            assert!(
+                (slope - f64::from(gradient[i])).abs() < 2e-3,
+                "{i}: {slope} {}",
+                gradient[i]
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let case = Case::new(&[30, 7, 90, 1], 3, 32, Queries::All);
+    for engine in engines() {
+        set_threads(1);
+        let one = case.run(engine);
+        set_threads(2);
+        assert_eq!(one, case.run(engine));
+    }
+}
+
+#[test]
+fn a_sequence_does_not_depend_on_its_neighbours() {
+    let many = Case::new(&[30, 70, 4], 2, 32, Queries::All);
+    let rows = 30 * 64..100 * 64;
+    let mut alone = Case::new(&[70], 2, 32, Queries::All);
+    alone.keys = many.keys[30..100].to_vec();
+    alone.q = many.q[rows.clone()].to_vec();
+    alone.k = many.k[rows.clone()].to_vec();
+    alone.v = many.v[rows.clone()].to_vec();
+    alone.dctx = many.dctx[rows.clone()].to_vec();
+    for engine in engines() {
+        let (many, alone) = (many.run(engine), alone.run(engine));
+        for i in [0, 2, 3, 4] {
+            assert_eq!(many[i][rows.clone()], alone[i]);
+        }
+    }
+}
+
+#[test]
+fn nan_stays_in_its_row_and_is_not_hidden() {
+    let mut case = Case::new(&[5, 5], 1, 16, Queries::All);
+    case.q[2 * 16] = f32::NAN;
+    for engine in engines() {
+        let [ctx, lse, ..] = case.run(engine);
+        assert!(lse[2].is_nan() && ctx[2 * 16..3 * 16].iter().all(|x| x.is_nan()));
+        assert!(
+            ctx[..2 * 16]
+                .iter()
+                .chain(&ctx[3 * 16..])
+                .all(|x| x.is_finite())
+        );
+    }
+}
+
+#[test]
+fn sequences_that_do_not_cover_the_rows_are_errors() {
+    let x = tensor(&[0.0; 16], 4);
+    let lse = tensor(&[0.0; 8], 2);
+    for cu in [&[][..], &[0], &[0, 3], &[1, 4], &[0, 5, 4]] {
+        let attention = Attention {
+            cu_seqlens: cu,
+            token_keys: &[0; 4],
+            num_heads: 2,
+            dropout: Dropout::NONE,
+            queries: Queries::All,
+            precision: Precision::F32,
+        };
+        let out = tensor(&[0.0; 16], 4);
+        assert!(attention.forward(&x, &x, &x, &out, &lse).is_err());
+    }
+}

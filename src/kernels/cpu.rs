@@ -1,0 +1,104 @@
+//! What this CPU can do, found out at run time, and functions compiled once for each kind.
+
+/// Instruction sets that kernels tell apart, each including those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Whatever the target has by default: SSE2 or NEON.
+    Portable,
+    /// 256-bit vectors and fused multiply-add (x86-64-v3).
+    Avx2,
+    /// 512-bit vectors (x86-64-v4).
+    Avx512,
+    /// … and products of bf16 pairs.
+    Avx512Bf16,
+}
+
+/// A level that the CPU is known to have; the proof that kernels compiled for it may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu(Level);
+
+impl Cpu {
+    /// The highest level.
+    pub fn best() -> Self {
+        Self(detect())
+    }
+
+    /// Each level there is, lowest first.
+    #[cfg(test)]
+    pub fn each() -> impl Iterator<Item = Self> {
+        use Level::{Avx2, Avx512, Avx512Bf16, Portable};
+        [Portable, Avx2, Avx512, Avx512Bf16]
+            .into_iter()
+            .filter(|&level| level <= detect())
+            .map(Self)
+    }
+
+    pub fn level(self) -> Level {
+        self.0
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma")) {
+        Level::Portable
+    } else if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
+        Level::Avx2
+    } else if has!("avx512bf16") {
+        Level::Avx512Bf16
+    } else {
+        Level::Avx512
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Portable
+}
+
+/// `a * b + c`, rounded once where `FUSED` says that the caller is compiled for a CPU that can.
+#[inline(always)]
+pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED || cfg!(target_arch = "aarch64") {
+        a.mul_add(b, c)
+    } else {
+        a * b + c
+    }
+}
+
+/// Defines `fn name(cpu: Cpu, …)` whose body is compiled for each [`Level`], so that plain loops over
+/// slices use the widest vectors. What the body calls must be `#[inline(always)]`. Inside, the constant
+/// `FUSED` says whether the CPU has a fused multiply-add.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(cpu: $crate::kernels::cpu::Cpu, $($arg: $ty),*) {
+            #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters, reason = "not every body uses FUSED")]
+            fn body<const FUSED: bool>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::kernels::cpu::Level;
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) {
+                    body::<true>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) {
+                    body::<true>($($arg),*);
+                }
+                match cpu.level() {
+                    // SAFETY: `cpu` proves that the CPU has the features.
+                    Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    Level::Portable => {}
+                }
+            }
+            let _ = cpu;
+            body::<false>($($arg),*);
+        }
+    };
+}
+pub(crate) use multiversion;

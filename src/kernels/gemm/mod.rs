@@ -1,0 +1,394 @@
+//! Matrix products: `out[rows × n] (+)= left[rows × depth] · right[depth × n]`, f32 accumulators.
+//!
+//! The right factor is packed into [`Panels`] of a few vectors' width, so that the innermost loop reads it
+//! in order; the left one is read where it lies. Both consist of 32-bit *words*: one f32, or two bf16
+//! neighbours along the depth, which the CPU multiplies and adds as a pair. So one driver serves both.
+//!
+//! An element of `out` is summed over the depth in order, from whatever it started with. Nothing else goes
+//! into it: neither the size of the tile it falls into, nor other rows, nor the number of threads.
+
+mod aligned;
+mod panels;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::ops::Range;
+
+pub use aligned::{Aligned, as_words};
+pub use panels::{LANES, Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
+use tile::{MAX_ROWS, MAX_WIDTH, Tile, TileStart};
+
+use super::cpu::{Cpu, Level};
+use super::linear::Precision;
+
+/// Words of depth done at a time, so that a panel's part stays in the L2 cache.
+pub const DEPTH: usize = 1024;
+
+/// What a word holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// An f32.
+    F32,
+    /// An f32 that was rounded to bf16: what a CPU without bf16 products does for [`Precision::Bf16`].
+    Rounded,
+    /// Two bf16, the first in the low half.
+    Pairs,
+}
+
+/// A way to multiply that this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Engine {
+    cpu: Cpu,
+    format: Format,
+}
+
+impl Engine {
+    /// The fastest one.
+    pub fn best(precision: Precision) -> Self {
+        Self::on(Cpu::best(), precision)
+    }
+
+    /// The one that a CPU of this kind uses.
+    pub fn on(cpu: Cpu, precision: Precision) -> Self {
+        let format = match precision {
+            Precision::F32 => Format::F32,
+            Precision::Bf16 if cpu.level() == Level::Avx512Bf16 => Format::Pairs,
+            Precision::Bf16 => Format::Rounded,
+        };
+        Self { cpu, format }
+    }
+
+    pub fn cpu(self) -> Cpu {
+        self.cpu
+    }
+
+    pub fn format(self) -> Format {
+        self.format
+    }
+
+    /// Words for `depth` numbers.
+    pub fn words(self, depth: usize) -> usize {
+        match self.format {
+            Format::F32 | Format::Rounded => depth,
+            Format::Pairs => depth.div_ceil(2),
+        }
+    }
+
+    /// Numbers in `words` words.
+    pub fn numbers(self, words: usize) -> usize {
+        match self.format {
+            Format::F32 | Format::Rounded => words,
+            Format::Pairs => 2 * words,
+        }
+    }
+}
+
+/// The left factor: word (row, depth) is `words[row * row_stride + depth * depth_stride]`.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub words: &'a [u32],
+    pub row_stride: usize,
+    pub depth_stride: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Rows one after the other, `row_stride` words apart.
+    pub fn rows(words: &'a [u32], row_stride: usize) -> Self {
+        Self {
+            words,
+            row_stride,
+            depth_stride: 1,
+        }
+    }
+
+    /// The transpose of rows `depth_stride` words apart.
+    pub fn columns(words: &'a [u32], depth_stride: usize) -> Self {
+        Self {
+            words,
+            row_stride: 1,
+            depth_stride,
+        }
+    }
+}
+
+/// What the products are added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What `out` holds.
+    Out,
+    /// One number for each column of the right factor.
+    Bias(&'a [f32]),
+}
+
+/// Multiplies `rows` rows of `left` with some of `right`'s panels. `out` points to row 0, column 0 of the
+/// right factor's columns; only columns of the chosen panels are touched.
+///
+/// # Safety
+/// For each of the rows, `out[row * out_stride ..]` must be valid for reads and writes at the columns of
+/// the chosen panels, and no other thread may use these meanwhile.
+///
+/// # Panics
+/// If `left` or the bias is too short.
+pub unsafe fn multiply(
+    engine: Engine,
+    left: Left<'_>,
+    rows: usize,
+    right: Panels<'_>,
+    panels: Range<usize>,
+    start: Start<'_>,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let Layout { width, depth, .. } = right.layout();
+    if rows == 0 || width == 0 {
+        return;
+    }
+    if depth > 0 {
+        let last = (rows - 1) * left.row_stride + (depth - 1) * left.depth_stride;
+        assert!(last < left.words.len(), "the left factor is too short");
+    }
+    if let Start::Bias(bias) = start {
+        assert!(bias.len() >= width, "the bias is too short");
+    }
+    let mut from = 0;
+    loop {
+        let steps = DEPTH.min(depth - from);
+        let start = if from == 0 { start } else { Start::Out };
+        for panel in panels.clone() {
+            let columns = right.layout().columns(panel);
+            let padded = right.layout().padded(panel);
+            let block = Block {
+                engine,
+                left,
+                rows,
+                depth: from..from + steps,
+                words: &right.panel(panel)[from * padded..(from + steps) * padded],
+                padded,
+                columns,
+                start,
+                out,
+                out_stride,
+            };
+            // SAFETY: the block's rows, depth and columns are within those checked above and promised.
+            unsafe { block.run() };
+        }
+        from += steps;
+        if from >= depth {
+            break;
+        }
+    }
+}
+
+/// Rows of the left factor times one panel, over one part of the depth.
+struct Block<'a> {
+    engine: Engine,
+    left: Left<'a>,
+    rows: usize,
+    depth: Range<usize>,
+    words: &'a [u32],
+    padded: usize,
+    columns: Range<usize>,
+    start: Start<'a>,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// As for [`multiply`].
+    unsafe fn run(&self) {
+        let mut row = 0;
+        while row < self.rows {
+            let rows = tile::rows(self.engine.cpu, self.rows - row);
+            let out = self
+                .out
+                .wrapping_add(row * self.out_stride + self.columns.start);
+            // SAFETY: a full tile writes the panel's columns of its rows, which the caller promised; an
+            // edge tile takes care of itself.
+            unsafe {
+                if self.columns.len() == self.padded {
+                    let start = match self.start {
+                        Start::Zero => TileStart::Zero,
+                        Start::Out => TileStart::Out,
+                        Start::Bias(bias) => TileStart::Bias(bias[self.columns.clone()].as_ptr()),
+                    };
+                    self.tile(row, rows, start, out, self.out_stride);
+                } else {
+                    self.edge(row, rows, out);
+                }
+            }
+            row += rows;
+        }
+    }
+
+    /// A tile some of whose columns are padding: computed aside, in the same way, and copied.
+    ///
+    /// # Safety
+    /// As for [`multiply`]; `out` points to the tile's first element.
+    unsafe fn edge(&self, row: usize, rows: usize, out: *mut f32) {
+        let mut aside = Aside([[0.0; MAX_WIDTH]; MAX_ROWS]);
+        let columns = self.columns.len();
+        // SAFETY: only the panel's columns of the tile's rows are touched, which the caller promised, and
+        // they are not part of `aside`, which is large enough for any tile.
+        unsafe {
+            for (r, line) in aside.0.iter_mut().enumerate().take(rows) {
+                let line = &mut line[..columns];
+                match self.start {
+                    Start::Zero => {}
+                    Start::Out => {
+                        let from =
+                            std::slice::from_raw_parts(out.add(r * self.out_stride), columns);
+                        line.copy_from_slice(from);
+                    }
+                    Start::Bias(bias) => line.copy_from_slice(&bias[self.columns.clone()]),
+                }
+            }
+            let start = aside.0.as_mut_ptr().cast::<f32>();
+            self.tile(row, rows, TileStart::Out, start, MAX_WIDTH);
+            for (r, line) in aside.0.iter().enumerate().take(rows) {
+                std::slice::from_raw_parts_mut(out.add(r * self.out_stride), columns)
+                    .copy_from_slice(&line[..columns]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `out` must be valid for `rows` rows of the padded width; the rest as for [`multiply`].
+    unsafe fn tile(
+        &self,
+        row: usize,
+        rows: usize,
+        start: TileStart,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        let first = row * self.left.row_stride + self.depth.start * self.left.depth_stride;
+        let tile = Tile {
+            left: self.left.words.as_ptr().wrapping_add(first),
+            row_stride: self.left.row_stride,
+            depth_stride: self.left.depth_stride,
+            right: self.words.as_ptr(),
+            right_stride: self.padded,
+            depth: self.depth.len(),
+            out,
+            out_stride,
+            start,
+        };
+        // SAFETY: `multiply` checked that all rows and depths are within `left`; `words` has
+        // depth × padded words by construction; `out` is the caller's promise.
+        unsafe { tile.run(self.engine, rows, self.padded) }
+    }
+}
+
+#[repr(C, align(64))]
+struct Aside([[f32; MAX_WIDTH]; MAX_ROWS]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Deterministic numbers in [-1, 1).
+    pub fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn product(engine: Engine, left: &[f32], right: &[f32], rows: usize, n: usize) -> Vec<f32> {
+        let depth = left.len() / rows;
+        let layout = Layout::new(engine.words(depth), n);
+        let mut words = vec![0; layout.len()];
+        for p in 0..layout.panels() {
+            let range = layout.range(p);
+            pack_rows(
+                engine,
+                &right[layout.columns(p).start..],
+                n,
+                depth,
+                layout.columns(p).len(),
+                layout.padded(p),
+                &mut words[range],
+            );
+        }
+        let mut converted = vec![0; rows * layout.depth];
+        convert_rows(engine, left, depth, rows, depth, &mut converted);
+        let mut out = vec![f32::NAN; rows * n];
+        // SAFETY: `out` has rows × n elements.
+        unsafe {
+            multiply(
+                engine,
+                Left::rows(&converted, layout.depth),
+                rows,
+                Panels::new(&words, layout),
+                0..layout.panels(),
+                Start::Zero,
+                out.as_mut_ptr(),
+                n,
+            );
+        }
+        out
+    }
+
+    fn rounded(x: f32) -> f32 {
+        half::bf16::from_f32(x).to_f32()
+    }
+
+    #[test]
+    fn every_engine_agrees_with_a_triple_loop_at_odd_sizes() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for cpu in Cpu::each() {
+                let engine = Engine::on(cpu, precision);
+                for (rows, depth, n) in [
+                    (1, 1, 1),
+                    (7, 5, 3),
+                    (13, 33, 50),
+                    (9, 2051, 17),
+                    (30, 64, 96),
+                ] {
+                    let (left, right) = (noise(rows * depth, 1), noise(depth * n, 2));
+                    let out = product(engine, &left, &right, rows, n);
+                    for i in 0..rows {
+                        for j in 0..n {
+                            let expected: f64 = (0..depth)
+                                .map(|k| match precision {
+                                    Precision::F32 => {
+                                        f64::from(left[i * depth + k]) * f64::from(right[k * n + j])
+                                    }
+                                    Precision::Bf16 => {
+                                        f64::from(rounded(left[i * depth + k]))
+                                            * f64::from(rounded(right[k * n + j]))
+                                    }
+                                })
+                                .sum();
+                            let error = (f64::from(out[i * n + j]) - expected).abs();
+                            assert!(
+                                error < 2e-6 * (depth as f64).sqrt() + 1e-6,
+                                "{engine:?} {rows}x{depth}x{n}: {error}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        let (depth, n) = (70, 56);
+        let (left, right) = (noise(29 * depth, 3), noise(depth * n, 4));
+        for cpu in Cpu::each() {
+            let engine = Engine::on(cpu, Precision::Bf16);
+            let all = product(engine, &left, &right, 29, n);
+            for row in 0..29 {
+                let alone = product(engine, &left[row * depth..(row + 1) * depth], &right, 1, n);
+                assert_eq!(alone, all[row * n..(row + 1) * n], "{engine:?} row {row}");
+            }
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Packing: from row-major f32 to words in the order in which the microkernels read them.
+
+use std::ops::Range;
+
+use super::tile::MAX_WIDTH;
+use super::{Engine, Format};
+use crate::kernels::cpu::multiversion;
+
+/// Words of a vector, and what a panel's width is padded to.
+pub const LANES: usize = 16;
+
+/// How a factor of `depth` words × `width` columns is cut into panels: `[depth][padded width]` each, one
+/// after the other, all but the last of the same width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub depth: usize,
+    pub width: usize,
+    panel: usize,
+}
+
+impl Layout {
+    pub fn new(depth: usize, width: usize) -> Self {
+        let vectors = width.div_ceil(LANES);
+        // Two equal panels beat a wide and a narrow one where there are few, as in attention.
+        let panel = if vectors % 2 == 0 && vectors % 3 != 0 && vectors <= 8 {
+            2 * LANES
+        } else {
+            MAX_WIDTH
+        };
+        Self {
+            depth,
+            width,
+            panel,
+        }
+    }
+
+    pub fn panels(&self) -> usize {
+        self.width.div_ceil(self.panel)
+    }
+
+    /// The columns in a panel.
+    pub fn columns(&self, panel: usize) -> Range<usize> {
+        panel * self.panel..((panel + 1) * self.panel).min(self.width)
+    }
+
+    /// The width of a panel with its padding.
+    pub fn padded(&self, panel: usize) -> usize {
+        self.columns(panel).len().next_multiple_of(LANES)
+    }
+
+    /// Where a panel's words are.
+    pub fn range(&self, panel: usize) -> Range<usize> {
+        let start = panel * self.panel * self.depth;
+        start..start + self.padded(panel) * self.depth
+    }
+
+    /// How many words there are.
+    pub fn len(&self) -> usize {
+        self.width.next_multiple_of(LANES) * self.depth
+    }
+}
+
+/// A packed factor.
+#[derive(Clone, Copy)]
+pub struct Panels<'a> {
+    words: &'a [u32],
+    layout: Layout,
+}
+
+impl<'a> Panels<'a> {
+    /// # Panics
+    /// If the words are too few.
+    pub fn new(words: &'a [u32], layout: Layout) -> Self {
+        assert!(words.len() >= layout.len(), "the panels are too short");
+        Self { words, layout }
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub fn panel(&self, panel: usize) -> &'a [u32] {
+        &self.words[self.layout.range(panel)]
+    }
+}
+
+/// The nearest bf16, ties to even, as the upper half of a word.
+#[inline(always)]
+fn upper(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
+    // Rounding could carry a NaN into infinity.
+    (if x.is_nan() {
+        bits | 0x0040_0000
+    } else {
+        rounded
+    }) & 0xFFFF_0000
+}
+
+/// Two bf16 in a word, the first in the low half.
+#[inline(always)]
+fn pair(first: f32, second: f32) -> u32 {
+    (upper(first) >> 16) | upper(second)
+}
+
+/// The next `LANES` numbers, zero where there are none.
+#[inline(always)]
+fn lanes(numbers: &[f32]) -> [f32; LANES] {
+    if let Some(full) = numbers.first_chunk() {
+        *full
+    } else {
+        std::array::from_fn(|i| numbers.get(i).copied().unwrap_or(0.0))
+    }
+}
+
+/// Packs one panel whose depth runs down the rows of `from`: `columns` numbers of each of `rows` rows,
+/// `stride` apart. What `out` has beyond them, in either direction, becomes zero.
+pub fn pack_rows(
+    engine: Engine,
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    padded: usize,
+    out: &mut [u32],
+) {
+    let format = engine.format();
+    rows_to_panel(
+        engine.cpu(),
+        format,
+        from,
+        stride,
+        rows,
+        columns,
+        padded,
+        out,
+    );
+}
+
+multiversion! {
+    fn rows_to_panel(
+        format: Format,
+        from: &[f32],
+        stride: usize,
+        rows: usize,
+        columns: usize,
+        padded: usize,
+        out: &mut [u32],
+    ) {
+        let row = |row: usize| if row < rows { &from[row * stride..][..columns] } else { &[] };
+        for (step, line) in out.chunks_exact_mut(padded).enumerate() {
+            match format {
+                Format::F32 => words_of(row(step), line, f32::to_bits),
+                Format::Rounded => words_of(row(step), line, upper),
+                Format::Pairs => pairs_of(row(2 * step), row(2 * step + 1), line),
+            }
+        }
+    }
+}
+
+/// `out` = the words of numbers, then zeros.
+#[inline(always)]
+fn words_of(numbers: &[f32], out: &mut [u32], word: impl Fn(f32) -> u32) {
+    for (i, out) in out.chunks_mut(LANES).enumerate() {
+        let numbers = lanes(numbers.get(i * LANES..).unwrap_or_default()).map(&word);
+        out.copy_from_slice(&numbers[..out.len()]);
+    }
+}
+
+/// `out` = pairs across two rows, then zeros.
+#[inline(always)]
+fn pairs_of(first: &[f32], second: &[f32], out: &mut [u32]) {
+    for (i, out) in out.chunks_mut(LANES).enumerate() {
+        let first = lanes(first.get(i * LANES..).unwrap_or_default());
+        let second = lanes(second.get(i * LANES..).unwrap_or_default());
+        let words: [u32; LANES] = std::array::from_fn(|l| pair(first[l], second[l]));
+        out.copy_from_slice(&words[..out.len()]);
+    }
+}
+
+/// `out` = pairs of neighbours within a row, then zeros.
+#[inline(always)]
+fn neighbours_of(numbers: &[f32], out: &mut [u32]) {
+    for (i, out) in out.chunks_mut(LANES).enumerate() {
+        let rest = numbers.get(2 * i * LANES..).unwrap_or_default();
+        if let (Some(rest), Some(out)) = (
+            rest.first_chunk::<{ 2 * LANES }>(),
+            out.first_chunk_mut::<LANES>(),
+        ) {
+            for l in 0..LANES {
+                out[l] = pair(rest[2 * l], rest[2 * l + 1]);
+            }
+        } else {
+            let at = |i: usize| rest.get(i).copied().unwrap_or(0.0);
+            for (l, out) in out.iter_mut().enumerate() {
+                *out = pair(at(2 * l), at(2 * l + 1));
+            }
+        }
+    }
+}
+
+/// Turns rows of `depth` numbers, `stride` apart, into rows of words for the left factor, without a gap:
+/// `out[rows][engine.words(depth)]`.
+pub fn convert_rows(
+    engine: Engine,
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    depth: usize,
+    out: &mut [u32],
+) {
+    let words = engine.words(depth);
+    if words > 0 {
+        let out = &mut out[..rows * words];
+        rows_to_left(
+            engine.cpu(),
+            engine.format(),
+            from,
+            stride,
+            depth,
+            words,
+            out,
+        );
+    }
+}
+
+multiversion! {
+    fn rows_to_left(
+        format: Format,
+        from: &[f32],
+        stride: usize,
+        depth: usize,
+        words: usize,
+        out: &mut [u32],
+    ) {
+        for (row, out) in out.chunks_exact_mut(words).enumerate() {
+            let from = &from[row * stride..][..depth];
+            match format {
+                Format::F32 => words_of(from, out, f32::to_bits),
+                Format::Rounded => words_of(from, out, upper),
+                Format::Pairs => neighbours_of(from, out),
+            }
+        }
+    }
+}
+
+/// Packs one panel whose depth runs along the rows of `from`: `depth` numbers of each of `columns` rows,
+/// `stride` apart, become the panel's columns. The rest of `out` becomes zero.
+pub fn pack_columns(
+    engine: Engine,
+    from: &[f32],
+    stride: usize,
+    columns: usize,
+    depth: usize,
+    padded: usize,
+    out: &mut [u32],
+) {
+    let words = engine.words(depth);
+    let mut block = Square([[0; LANES]; LANES]);
+    for column in (0..padded).step_by(LANES) {
+        for step in (0..words).step_by(LANES) {
+            let first = engine.numbers(step);
+            let rows = columns.saturating_sub(column).min(LANES);
+            let from = if rows > 0 {
+                &from[column * stride + first..]
+            } else {
+                &[]
+            };
+            let depth = (depth - first).min(engine.numbers(LANES));
+            gather(
+                engine.cpu(),
+                engine.format(),
+                from,
+                stride,
+                rows,
+                depth,
+                &mut block,
+            );
+            block.transpose(engine);
+            let steps = (words - step).min(LANES);
+            for (i, line) in block.0.iter().enumerate().take(steps) {
+                out[(step + i) * padded + column..][..LANES].copy_from_slice(line);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// The first words of up to 16 rows; zeros for the rest.
+    fn gather(
+        format: Format,
+        from: &[f32],
+        stride: usize,
+        rows: usize,
+        depth: usize,
+        block: &mut Square,
+    ) {
+        for (i, line) in block.0.iter_mut().enumerate() {
+            let row = if i < rows { &from[i * stride..][..depth] } else { &[] };
+            match format {
+                Format::F32 => words_of(row, line, f32::to_bits),
+                Format::Rounded => words_of(row, line, upper),
+                Format::Pairs => neighbours_of(row, line),
+            }
+        }
+    }
+}
+
+#[repr(C, align(64))]
+struct Square([[u32; LANES]; LANES]);
+
+impl Square {
+    fn transpose(&mut self, engine: Engine) {
+        #[cfg(target_arch = "x86_64")]
+        if engine.cpu().level() >= crate::kernels::cpu::Level::Avx512 {
+            // SAFETY: the level proves avx512f.
+            unsafe { super::x86::transpose(&mut self.0) };
+            return;
+        }
+        let _ = engine;
+        for i in 0..LANES {
+            for j in 0..i {
+                let swapped = self.0[j][i];
+                self.0[j][i] = self.0[i][j];
+                self.0[i][j] = swapped;
+            }
+        }
+    }
+}
+
+/// Turns `rows` rows of `columns` numbers, `stride` apart, into the left factor of a product over the
+/// rows: `out[engine.words(rows)][columns]`, to be read with [`super::Left::columns`].
+pub fn zip_rows(
+    engine: Engine,
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [u32],
+) {
+    let out = &mut out[..engine.words(rows) * columns];
+    pack_rows(engine, from, stride, rows, columns, columns.max(1), out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::linear::Precision;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        for bits in (0..u32::MAX)
+            .step_by(65_521)
+            .chain([0x7F80_0001, 0xFFFF_FFFF, 0x7F7F_FFFF])
+        {
+            let x = f32::from_bits(bits);
+            assert_eq!(
+                upper(x) >> 16,
+                u32::from(half::bf16::from_f32(x).to_bits()),
+                "{x}"
+            );
+        }
+    }
+
+    #[test]
+    fn both_ways_to_pack_agree_with_the_definition() {
+        let (depth, width) = (37, 53);
+        let from: Vec<f32> = (0..depth * width).map(|i| i as f32).collect();
+        let turned: Vec<f32> = (0..depth * width)
+            .map(|i| from[(i % depth) * width + i / depth])
+            .collect();
+        for cpu in Cpu::each() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let engine = Engine::on(cpu, precision);
+                let layout = Layout::new(engine.words(depth), width);
+                let (mut down, mut along) = (vec![7; layout.len()], vec![7; layout.len()]);
+                for p in 0..layout.panels() {
+                    let (columns, padded, range) =
+                        (layout.columns(p), layout.padded(p), layout.range(p));
+                    let (n, first) = (columns.len(), columns.start);
+                    pack_rows(
+                        engine,
+                        &from[first..],
+                        width,
+                        depth,
+                        n,
+                        padded,
+                        &mut down[range.clone()],
+                    );
+                    pack_columns(
+                        engine,
+                        &turned[first * depth..],
+                        depth,
+                        n,
+                        depth,
+                        padded,
+                        &mut along[range],
+                    );
+                }
+                assert_eq!(down, along, "{engine:?}");
+                let at = |d: usize, j: usize| {
+                    if d < depth && j < width {
+                        from[d * width + j]
+                    } else {
+                        0.0
+                    }
+                };
+                for (p, d, j) in [(0, 0, 0), (0, 5, 31), (1, 18, 20), (1, 18, 21), (1, 2, 31)] {
+                    let word = down[layout.range(p).start + d * layout.padded(p) + j];
+                    let column = layout.columns(p).start + j;
+                    let expected = match engine.format() {
+                        Format::F32 => at(d, column).to_bits(),
+                        Format::Rounded => upper(at(d, column)),
+                        Format::Pairs => pair(at(2 * d, column), at(2 * d + 1, column)),
+                    };
+                    assert_eq!(word, expected, "{engine:?} {p} {d} {j}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The linear layer `y = x Wᵀ + b`, with W `[N, K]` as torch stores it, and its gradients.
+//!
+//! With [`Precision::Bf16`] the factors of each product are rounded to bf16; sums and results are f32, as
+//! under autocast. W is packed once per optimizer step, in one form for `y` and one for `dx`.
+
+mod products;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::gemm::{Aligned, Engine, Format, Layout, Panels, Start, pack_columns, pack_rows};
+use super::pool::{Disjoint, parallel_for};
+use super::view::{read, write};
+use products::{Matrix, columns_times_rows, rows_times_panels};
+
+/// What the factors of matrix products are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this CPU multiplies bf16 natively; elsewhere [`Self::Bf16`] is not faster than f32.
+    pub fn native_bf16() -> bool {
+        Engine::best(Self::Bf16).format() == Format::Pairs
+    }
+}
+
+/// A weight and what is packed from it.
+#[derive(Debug)]
+pub struct LinearWeight {
+    weight: Tensor,
+    engine: Engine,
+    out_features: usize,
+    in_features: usize,
+    /// For `y`: depth K, width N.
+    forward: Aligned,
+    /// For `dx`: depth N, width K.
+    backward: Aligned,
+}
+
+impl LinearWeight {
+    /// Packs a `[N, K]` tensor, which it shares.
+    ///
+    /// # Errors
+    /// If the tensor is not a contiguous f32 matrix on the CPU.
+    pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+        Self::on(Engine::best(precision), weight)
+    }
+
+    fn on(engine: Engine, weight: &Tensor) -> Result<Self> {
+        let (out_features, in_features) = weight.dims2()?;
+        let mut this = Self {
+            weight: weight.clone(),
+            engine,
+            out_features,
+            in_features,
+            forward: Aligned::new(),
+            backward: Aligned::new(),
+        };
+        this.refresh()?;
+        Ok(this)
+    }
+
+    /// Packs anew, after the optimizer changed the tensor.
+    ///
+    /// # Errors
+    /// If the tensor is not a contiguous f32 matrix on the CPU.
+    pub fn refresh(&mut self) -> Result<()> {
+        let (engine, n, k) = (self.engine, self.out_features, self.in_features);
+        let (forward, backward) = (self.forward_layout(), self.backward_layout());
+        let along = Disjoint::new(self.forward.words(forward.len()));
+        let down = Disjoint::new(self.backward.words(backward.len()));
+        read(&self.weight, |weight| {
+            parallel_for(forward.panels() + backward.panels(), |task| {
+                if let Some(p) = task.checked_sub(forward.panels()) {
+                    let (columns, padded) = (backward.columns(p), backward.padded(p));
+                    // SAFETY: each task writes its own panel.
+                    let out = unsafe { down.slice(backward.range(p)) };
+                    let from = weight.get(columns.start..).unwrap_or_default();
+                    pack_rows(engine, from, k, n, columns.len(), padded, out);
+                } else {
+                    let (columns, padded) = (forward.columns(task), forward.padded(task));
+                    // SAFETY: each task writes its own panel.
+                    let out = unsafe { along.slice(forward.range(task)) };
+                    let from = &weight[columns.start * k..];
+                    pack_columns(engine, from, k, columns.len(), k, padded, out);
+                }
+            });
+        })
+    }
+
+    /// N.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// K.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn forward_layout(&self) -> Layout {
+        Layout::new(self.engine.words(self.in_features), self.out_features)
+    }
+
+    fn backward_layout(&self) -> Layout {
+        Layout::new(self.engine.words(self.out_features), self.in_features)
+    }
+}
+
+/// `out [T, N] = x [T, K] Wᵀ + bias [N]`.
+///
+/// # Errors
+/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let rows = x.dim(0)?;
+    expect(x, &[rows, w.in_features])?;
+    expect(out, &[rows, w.out_features])?;
+    let layout = w.forward_layout();
+    let right = Panels::new(w.forward.get(layout.len()), layout);
+    read(x, |x| {
+        write(out, |out| {
+            let mut run = |start: Start<'_>| {
+                rows_times_panels(w.engine, x, rows, w.in_features, right, start, out);
+            };
+            match bias {
+                Some(bias) => {
+                    expect(bias, &[w.out_features])?;
+                    read(bias, |bias| run(Start::Bias(bias)))
+                }
+                None => {
+                    run(Start::Zero);
+                    Ok(())
+                }
+            }
+        })
+    })?
+}
+
+/// `dx [T, K] = dy [T, N] W`, or `+=` if it accumulates.
+///
+/// # Errors
+/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bool) -> Result<()> {
+    let rows = dy.dim(0)?;
+    expect(dy, &[rows, w.out_features])?;
+    expect(dx, &[rows, w.in_features])?;
+    let layout = w.backward_layout();
+    let right = Panels::new(w.backward.get(layout.len()), layout);
+    let start = if accumulate { Start::Out } else { Start::Zero };
+    read(dy, |dy| {
+        write(dx, |dx| {
+            rows_times_panels(w.engine, dy, rows, w.out_features, right, start, dx);
+            Ok(())
+        })
+    })?
+}
+
+/// `dw [N, K] += dyᵀ x` and `db [N] +=` the column sums of `dy`, for `dy [T, N]`, `x [T, K]`.
+///
+/// # Errors
+/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+pub fn backward_weight(
+    dy: &Tensor,
+    x: &Tensor,
+    precision: Precision,
+    dw: &Tensor,
+    db: Option<&Tensor>,
+) -> Result<()> {
+    backward_weight_on(Engine::best(precision), dy, x, dw, db)
+}
+
+fn backward_weight_on(
+    engine: Engine,
+    dy: &Tensor,
+    x: &Tensor,
+    dw: &Tensor,
+    db: Option<&Tensor>,
+) -> Result<()> {
+    let (rows, n) = dy.dims2()?;
+    let k = x.dim(1)?;
+    expect(x, &[rows, k])?;
+    expect(dw, &[n, k])?;
+    let run = |db: &mut [f32]| {
+        read(dy, |dy| {
+            read(x, |x| {
+                write(dw, |dw| {
+                    columns_times_rows(engine, Matrix::new(dy, n), Matrix::new(x, k), dw, db);
+                    Ok(())
+                })
+            })?
+        })?
+    };
+    match db {
+        Some(db) => {
+            expect(db, &[n])?;
+            write(db, run)
+        }
+        None => run(&mut []),
+    }
+}
+
+fn expect(tensor: &Tensor, dims: &[usize]) -> Result<()> {
+    if tensor.dims() != dims {
+        bail!("expected the shape {dims:?}, got {:?}", tensor.dims());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::pool::set_threads;
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(seed | 1);
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn tensor(data: Vec<f32>, dims: &[usize]) -> Tensor {
+        Tensor::from_vec(data, dims, &Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        read(tensor, <[f32]>::to_vec).unwrap()
+    }
+
+    /// One layer's inputs, and its results by triple loops in f64.
+    struct Case {
+        dims: [usize; 3],
+        engine: Engine,
+        x: Vec<f32>,
+        w: Vec<f32>,
+        b: Vec<f32>,
+        dy: Vec<f32>,
+    }
+
+    /// `y, dx, dw, db`.
+    type Results = [Vec<f32>; 4];
+
+    impl Case {
+        fn new(engine: Engine, [t, n, k]: [usize; 3]) -> Self {
+            Self {
+                dims: [t, n, k],
+                engine,
+                x: noise(t * k, 1),
+                w: noise(n * k, 2),
+                b: noise(n, 3),
+                dy: noise(t * n, 4),
+            }
+        }
+
+        /// Into buffers that hold ones.
+        fn run(&self) -> Results {
+            let [t, n, k] = self.dims;
+            let [y, dx, dw, db] = [vec![t, n], vec![t, k], vec![n, k], vec![n]]
+                .map(|dims| Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap());
+            let (x, dy) = (
+                tensor(self.x.clone(), &[t, k]),
+                tensor(self.dy.clone(), &[t, n]),
+            );
+            let w = LinearWeight::on(self.engine, &tensor(self.w.clone(), &[n, k])).unwrap();
+            forward(&x, &w, Some(&tensor(self.b.clone(), &[n])), &y).unwrap();
+            backward_input(&dy, &w, &dx, true).unwrap();
+            backward_weight_on(self.engine, &dy, &x, &dw, Some(&db)).unwrap();
+            [y, dx, dw, db].map(|tensor| values(&tensor))
+        }
+
+        fn reference(&self) -> Results {
+            let [t, n, k] = self.dims;
+            let round = |x: f32| match self.engine.format() {
+                Format::F32 => f64::from(x),
+                _ => half::bf16::from_f32(x).to_f64(),
+            };
+            let sum = |count: usize, start: f32, term: &dyn Fn(usize) -> f64| {
+                ((0..count).map(term).sum::<f64>() + f64::from(start)) as f32
+            };
+            let (x, w, dy) = (
+                |i: usize, j: usize| round(self.x[i * k + j]),
+                |i: usize, j: usize| round(self.w[i * k + j]),
+                |i: usize, j: usize| round(self.dy[i * n + j]),
+            );
+            let each = |rows: usize, columns: usize, f: &dyn Fn(usize, usize) -> f32| {
+                (0..rows * columns)
+                    .map(|i| f(i / columns, i % columns))
+                    .collect()
+            };
+            [
+                each(t, n, &|i, j| sum(k, self.b[j], &|l| x(i, l) * w(j, l))),
+                each(t, k, &|i, j| sum(n, 1.0, &|l| dy(i, l) * w(l, j))),
+                each(n, k, &|i, j| sum(t, 1.0, &|l| dy(l, i) * x(l, j))),
+                each(1, n, &|_, j| {
+                    sum(t, 1.0, &|l| f64::from(self.dy[l * n + j]))
+                }),
+            ]
+        }
+    }
+
+    fn engines() -> Vec<Engine> {
+        [Precision::F32, Precision::Bf16]
+            .into_iter()
+            .flat_map(|precision| Cpu::each().map(move |cpu| Engine::on(cpu, precision)))
+            .collect()
+    }
+
+    fn assert_close(case: &Case) {
+        for (i, (got, expected)) in case.run().iter().zip(case.reference()).enumerate() {
+            assert_eq!(got.len(), expected.len());
+            for (x, y) in got.iter().zip(expected) {
+                let (engine, dims) = (case.engine, case.dims);
+                assert!((x - y).abs() < 5e-4, "{engine:?} {dims:?} {i}: {x} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn results_and_gradients_match_triple_loops_on_every_engine() {
+        for engine in engines() {
+            for dims in [
+                [0, 8, 8],
+                [1, 2, 16],
+                [5, 8, 24],
+                [33, 1, 1],
+                [70, 40, 56],
+                [11, 67, 131],
+            ] {
+                assert_close(&Case::new(engine, dims));
+            }
+        }
+    }
+
+    #[test]
+    fn many_rows_are_summed_in_parts() {
+        for engine in engines() {
+            assert_close(&Case::new(engine, [2500, 16, 8]));
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        for engine in engines() {
+            for dims in [[3, 96, 64], [300, 56, 104]] {
+                let case = Case::new(engine, dims);
+                set_threads(1);
+                let one = case.run();
+                set_threads(2);
+                assert_eq!(one, case.run(), "{engine:?} {dims:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        for engine in engines() {
+            let all = Case::new(engine, [37, 56, 72]);
+            let [y, dx, ..] = all.run();
+            for row in [0, 8, 35, 36] {
+                let mut alone = Case::new(engine, [1, 56, 72]);
+                alone.x = all.x[row * 72..(row + 1) * 72].to_vec();
+                alone.dy = all.dy[row * 56..(row + 1) * 56].to_vec();
+                let [y_alone, dx_alone, ..] = alone.run();
+                assert_eq!(y_alone, y[row * 56..(row + 1) * 56]);
+                assert_eq!(dx_alone, dx[row * 72..(row + 1) * 72]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_weight_counts_after_a_refresh() {
+        let weight = tensor(vec![1.0, 2.0], &[1, 2]);
+        let mut packed = LinearWeight::new(&weight, Precision::Bf16).unwrap();
+        let (x, y) = (tensor(vec![3.0, 4.0], &[1, 2]), tensor(vec![0.0], &[1, 1]));
+        forward(&x, &packed, None, &y).unwrap();
+        assert_eq!(values(&y), [11.0]);
+        write(&weight, |w| {
+            w.copy_from_slice(&[5.0, 6.0]);
+            Ok(())
+        })
+        .unwrap();
+        packed.refresh().unwrap();
+        forward(&x, &packed, None, &y).unwrap();
+        assert_eq!(values(&y), [39.0]);
+        let dx = tensor(vec![9.0; 2], &[1, 2]);
+        backward_input(&tensor(vec![2.0], &[1, 1]), &packed, &dx, false).unwrap();
+        assert_eq!(values(&dx), [10.0, 12.0]);
+    }
+
+    #[test]
+    fn nan_is_not_hidden() {
+        for engine in engines() {
+            let mut case = Case::new(engine, [2, 16, 8]);
+            case.x[3] = f32::NAN;
+            let [y, _, dw, _] = case.run();
+            assert!(y[..16].iter().all(|x| x.is_nan()) && y[16..].iter().all(|x| x.is_finite()));
+            assert!(
+                dw.chunks(8)
+                    .all(|row| row[3].is_nan() && row[4].is_finite())
+            );
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let w = LinearWeight::new(&tensor(vec![0.0; 6], &[2, 3]), Precision::F32).unwrap();
+        let (x, y) = (tensor(vec![0.0; 8], &[2, 4]), tensor(vec![0.0; 4], &[2, 2]));
+        assert!(forward(&x, &w, None, &y).is_err());
+        assert!(backward_input(&x, &w, &x, false).is_err());
+        assert!(backward_weight(&y, &x, Precision::F32, &y, None).is_err());
+        assert!(LinearWeight::new(&tensor(vec![0.0; 6], &[6]), Precision::F32).is_err());
+    }
+}
