@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::cpu::Cpu;
 use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};
 use super::rows::{check_lens, for_blocks};
 use super::view;
@@ -50,11 +51,11 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn forward(self, x: &Tensor, out: &Tensor) -> Result<()> {
-        let op: fn(&[f32], &mut [f32]) = match self {
+        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
             Self::Gelu => gelu,
             Self::GeluTanh => gelu_tanh,
-            Self::Relu => |x, out| zip(x, out, |x, _| x.max(0.0)),
-            Self::Tanh => |x, out| zip(x, out, |x, _| x.tanh()),
+            Self::Relu => |_, x, out| zip(x, out, |x, _| x.max(0.0)),
+            Self::Tanh => |_, x, out| zip(x, out, |x, _| x.tanh()),
         };
         run(x, out, op)
     }
@@ -64,11 +65,11 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn backward(self, x: &Tensor, d: &Tensor) -> Result<()> {
-        let op: fn(&[f32], &mut [f32]) = match self {
+        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
             Self::Gelu => gelu_backward,
             Self::GeluTanh => gelu_tanh_backward,
-            Self::Relu => |x, d| zip(x, d, |x, d| if x > 0.0 { d } else { 0.0 }),
-            Self::Tanh => |x, d| zip(x, d, |x, d| d * (1.0 - x.tanh() * x.tanh())),
+            Self::Relu => |_, x, d| zip(x, d, |x, d| if x > 0.0 { d } else { 0.0 }),
+            Self::Tanh => |_, x, d| zip(x, d, |x, d| d * (1.0 - x.tanh() * x.tanh())),
         };
         run(x, d, op)
     }
@@ -80,12 +81,13 @@ fn zip(x: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     }
 }
 
-fn run(x: &Tensor, y: &Tensor, op: fn(&[f32], &mut [f32])) -> Result<()> {
+fn run(x: &Tensor, y: &Tensor, op: fn(Cpu, &[f32], &mut [f32])) -> Result<()> {
+    let cpu = Cpu::best();
     view::read(x, |x| {
         view::write(y, |y| {
             check_lens("activation", x.len(), &[y.len()])?;
             for_blocks(x.len().div_ceil(BLOCK), [(y, BLOCK)], |i, [y]| {
-                op(&x[i * BLOCK..][..y.len()], y);
+                op(cpu, &x[i * BLOCK..][..y.len()], y);
             });
             Ok(())
         })

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::rows::{check_lens, for_blocks, for_listed_rows, read_all};
+use super::cpu::Cpu;
+use super::rows::{add, check_lens, for_blocks, for_listed_rows, read_all};
 use super::view;
 
 /// Rows of one task.
@@ -26,6 +27,7 @@ pub fn gather_sum<const N: usize>(
             bail!("embedding: id {id} is not below {entries}")
         }
     }
+    let cpu = Cpu::best();
     read_all(tables, |tables| {
         view::write(out, |out| {
             for_blocks(rows.div_ceil(ROWS), [(out, ROWS * width)], |i, [out]| {
@@ -36,7 +38,7 @@ pub fn gather_sum<const N: usize>(
                         if n == 0 {
                             out.copy_from_slice(row);
                         } else {
-                            add(out, row);
+                            add(cpu, out, row);
                         }
                     }
                 }
@@ -85,23 +87,16 @@ pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Ten
     check_lens("embedding backward", width, &[d_table.dims2()?.1])?;
     scatter.sort(ids);
     let Scatter { order, ids, starts } = scatter;
+    let cpu = Cpu::best();
     view::read(d, |d| {
         view::write(d_table, |d_table| {
             for_listed_rows(d_table, width, ids, |i, row| {
                 for &(_, token) in &order[starts[i]..starts[i + 1]] {
-                    add(row, &d[token as usize * width..][..width]);
+                    add(cpu, row, &d[token as usize * width..][..width]);
                 }
             })
         })
     })?
-}
-
-vectorised! {
-    fn add(x: &mut [f32], y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
-        }
-    }
 }
 
 #[cfg(test)]

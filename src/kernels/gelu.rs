@@ -3,11 +3,8 @@
 //! Φ comes from erfc, not from 1 + erf, so that the left tail keeps its relative precision; one exponential
 //! serves value and derivative.
 
-/// The integer nearest to a small f32 is in the low bits of its sum with this (1.5 * 2^23).
-const ROUND: f32 = 12_582_912.0;
-/// ln 2 in two parts, so that `k * ln 2` is subtracted with more than f32 precision.
-const LN_2_HIGH: f32 = 0.693_359_4;
-const LN_2_LOW: f32 = -2.121_944_4e-4;
+use super::cpu::{multiply_add, multiversion};
+use super::exp::exp;
 
 /// `exp(z^2) erfc(z) = t (P0 + P1 t + …)` with `t = 1 / (1 + 0.3 z)`: a fit for z in [0, 12] with equal
 /// relative error, 6e-8 at worst.
@@ -23,31 +20,14 @@ const ERFC: [f32; 9] = [
     -0.129_252_73,
 ];
 
-/// e^x for x <= 0; about 1e-38 below -87.
-#[inline(always)]
-fn exp_negative(x: f32) -> f32 {
-    let x = if x < -87.0 { -87.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let k = shifted - ROUND;
-    let r = x - k * LN_2_HIGH - k * LN_2_LOW;
-    // Taylor's series; r is within ±0.35, where the term of degree 8 is below 1e-8.
-    let p = 1.0 / 720.0 + r * (1.0 / 5040.0);
-    let p = 1.0 / 120.0 + r * p;
-    let p = 1.0 / 24.0 + r * p;
-    let p = 1.0 / 6.0 + r * p;
-    let p = 0.5 + r * p;
-    let p = 1.0 + r * (1.0 + r * p);
-    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000))
-}
-
 /// (Φ(x), exp(-x²/2)).
 #[inline(always)]
-fn normal(x: f32) -> (f32, f32) {
-    let e = exp_negative(-0.5 * x * x);
+fn normal<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let e = exp::<FUSED>(-0.5 * x * x);
     let t = 1.0 / (1.0 + 0.3 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
     let mut p = ERFC[8];
     for i in (0..8).rev() {
-        p = p * t + ERFC[i];
+        p = multiply_add::<FUSED>(p, t, ERFC[i]);
     }
     let tail = 0.5 * e * t * p;
     (if x > 0.0 { 1.0 - tail } else { tail }, e)
@@ -55,8 +35,8 @@ fn normal(x: f32) -> (f32, f32) {
 
 /// (σ(2u), its derivative with respect to u), where u is the tanh approximation's argument.
 #[inline(always)]
-fn logistic(u: f32) -> (f32, f32) {
-    let e = exp_negative(-2.0 * u.abs());
+fn logistic<const FUSED: bool>(u: f32) -> (f32, f32) {
+    let e = exp::<FUSED>(-2.0 * u.abs());
     let q = 1.0 / (1.0 + e);
     (if u > 0.0 { q } else { e * q }, 2.0 * e * q * q)
 }
@@ -64,40 +44,40 @@ fn logistic(u: f32) -> (f32, f32) {
 const TANH_SCALE: f32 = 0.797_884_6; // sqrt(2/π)
 const TANH_CUBIC: f32 = 0.044_715;
 
-vectorised! {
+multiversion! {
     /// `out = x Φ(x)`.
     pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * normal(x).0;
+            *out = x * normal::<FUSED>(x).0;
         }
     }
 }
 
-vectorised! {
+multiversion! {
     /// `d *= Φ(x) + x φ(x)`.
     pub(super) fn gelu_backward(x: &[f32], d: &mut [f32]) {
         const FRAC_1_SQRT_2_PI: f32 = 0.398_942_3;
         for (d, &x) in d.iter_mut().zip(x) {
-            let (phi, e) = normal(x);
+            let (phi, e) = normal::<FUSED>(x);
             *d *= phi + x * e * FRAC_1_SQRT_2_PI;
         }
     }
 }
 
-vectorised! {
+multiversion! {
     /// `out = x (1 + tanh(u)) / 2` with `u = sqrt(2/π) (x + 0.044715 x³)`; the same as `x σ(2u)`.
     pub(super) fn gelu_tanh(x: &[f32], out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * logistic(TANH_SCALE * (x + TANH_CUBIC * x * x * x)).0;
+            *out = x * logistic::<FUSED>(TANH_SCALE * (x + TANH_CUBIC * x * x * x)).0;
         }
     }
 }
 
-vectorised! {
+multiversion! {
     /// `d *= σ(2u) + x σ'(2u) u'`.
     pub(super) fn gelu_tanh_backward(x: &[f32], d: &mut [f32]) {
         for (d, &x) in d.iter_mut().zip(x) {
-            let (s, ds) = logistic(TANH_SCALE * (x + TANH_CUBIC * x * x * x));
+            let (s, ds) = logistic::<FUSED>(TANH_SCALE * (x + TANH_CUBIC * x * x * x));
             *d *= s + x * ds * TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * x * x);
         }
     }
@@ -106,6 +86,7 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::cpu::Cpu;
 
     /// Φ in f64: the series of erf near 0, the continued fraction of erfc in the tails.
     fn cdf(x: f64) -> f64 {
@@ -139,14 +120,15 @@ mod tests {
 
     /// Forward against the reference, backward against its central differences.
     fn check(
+        cpu: Cpu,
         reference: fn(f64) -> f64,
-        forward: fn(&[f32], &mut [f32]),
-        backward: fn(&[f32], &mut [f32]),
+        forward: fn(Cpu, &[f32], &mut [f32]),
+        backward: fn(Cpu, &[f32], &mut [f32]),
     ) {
         let x = points();
         let (mut y, mut d) = (vec![0f32; x.len()], vec![2f32; x.len()]);
-        forward(&x, &mut y);
-        backward(&x, &mut d);
+        forward(cpu, &x, &mut y);
+        backward(cpu, &x, &mut d);
         for ((&x, &y), &d) in x.iter().zip(&y).zip(&d) {
             let expected = reference(f64::from(x));
             let relative = 3e-7 * (1.0 + f64::from(x * x));
@@ -165,24 +147,28 @@ mod tests {
 
     #[test]
     fn exact_gelu_and_its_derivative() {
-        check(|x| x * cdf(x), gelu, gelu_backward);
+        for cpu in Cpu::each() {
+            check(cpu, |x| x * cdf(x), gelu, gelu_backward);
+        }
         // Known values of x Φ(x).
         let mut y = [0f32; 2];
-        gelu(&[1.0, -1.0], &mut y);
+        gelu(Cpu::best(), &[1.0, -1.0], &mut y);
         assert!((y[0] - 0.841_344_7).abs() < 1e-7 && (y[1] + 0.158_655_25).abs() < 1e-7);
     }
 
     #[test]
     fn tanh_gelu_and_its_derivative() {
-        check(tanh_form, gelu_tanh, gelu_tanh_backward);
+        for cpu in Cpu::each() {
+            check(cpu, tanh_form, gelu_tanh, gelu_tanh_backward);
+        }
     }
 
     #[test]
     fn nan_stays_nan() {
         let mut y = [0f32];
-        gelu(&[f32::NAN], &mut y);
+        gelu(Cpu::best(), &[f32::NAN], &mut y);
         assert!(y[0].is_nan());
-        gelu_tanh(&[f32::NAN], &mut y);
+        gelu_tanh(Cpu::best(), &[f32::NAN], &mut y);
         assert!(y[0].is_nan());
     }
 }

@@ -5,8 +5,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::cpu::{Cpu, multiversion};
 use super::dropout::Dropout;
-use super::rows::{LANES, check_lens, for_blocks, read_all};
+use super::rows::{LANES, add, check_lens, for_blocks, read_all};
 use super::view;
 
 /// Rows of one task of the forward.
@@ -76,6 +77,7 @@ pub fn forward(
         bail!("layer_norm: {} keys for {rows} rows", keys.len())
     }
     let other = residual.map_or(x, |r| r.tensor);
+    let cpu = Cpu::best();
     read_all(
         [x, other, norm.gamma, norm.beta],
         |[x, other, gamma, beta]| {
@@ -94,10 +96,10 @@ pub fn forward(
                                 n.copy_from_slice(&x[row * width..][..width]);
                                 if residual.is_some() {
                                     dropout.apply(keys.get(row).copied().unwrap_or(0), n);
-                                    add(n, &other[row * width..][..width]);
+                                    add(cpu, n, &other[row * width..][..width]);
                                 }
-                                *rstd = normalise(n, norm.eps);
-                                scale_shift(n, gamma, beta, &mut out[at..at + width]);
+                                normalise(cpu, n, norm.eps, rstd);
+                                scale_shift(cpu, n, gamma, beta, &mut out[at..at + width]);
                             }
                         });
                         Ok(())
@@ -127,6 +129,7 @@ pub fn backward(
     let (rows, width) = d_out.dims2()?;
     let blocks = rows.div_ceil(PARTIAL_ROWS);
     partials.resize(blocks * 2 * width, 0.0);
+    let cpu = Cpu::best();
     let inputs = [d_out, saved.normalised, saved.rstd, gamma];
     read_all(inputs, |[d_out, normalised, rstd, gamma]| {
         view::write(d_sum, |d_sum| {
@@ -138,16 +141,14 @@ pub fn backward(
                 (partials.as_mut_slice(), 2 * width),
             ];
             for_blocks(blocks, outputs, |i, [d_sum, partial]| {
-                let (d_gamma, d_beta) = partial.split_at_mut(width);
-                d_gamma.fill(0.0);
-                d_beta.fill(0.0);
+                partial.fill(0.0);
                 for (r, d_sum) in d_sum.chunks_exact_mut(width).enumerate() {
                     let row = i * PARTIAL_ROWS + r;
                     let (d_out, n) = (
                         &d_out[row * width..][..width],
                         &normalised[row * width..][..width],
                     );
-                    backward_row(d_out, n, gamma, rstd[row], d_sum, d_gamma, d_beta);
+                    backward_row(cpu, d_out, n, gamma, rstd[row], d_sum, partial);
                 }
             });
             Ok(())
@@ -162,12 +163,13 @@ pub fn backward(
 
 /// Adds the blocks' partial sums in order.
 fn add_partials(partials: &[f32], width: usize, d_gamma: &Tensor, d_beta: &Tensor) -> Result<()> {
+    let cpu = Cpu::best();
     view::write(d_gamma, |d_gamma| {
         view::write(d_beta, |d_beta| {
             check_lens("layer_norm backward", width, &[d_gamma.len(), d_beta.len()])?;
             for partial in partials.chunks_exact(2 * width) {
-                add(d_gamma, &partial[..width]);
-                add(d_beta, &partial[width..]);
+                add(cpu, d_gamma, &partial[..width]);
+                add(cpu, d_beta, &partial[width..]);
             }
             Ok(())
         })
@@ -197,18 +199,10 @@ fn drop_out(d_sum: &Tensor, dropped: &Dropped, width: usize) -> Result<()> {
     })?
 }
 
-vectorised! {
-    fn add(x: &mut [f32], y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
-        }
-    }
-}
-
-vectorised! {
-    /// Brings a row to mean 0 and variance 1 and answers 1/σ. Two passes: the variance of the centred row
+multiversion! {
+    /// Brings a row to mean 0 and variance 1. Two passes: the variance of the centred row
     /// does not cancel.
-    fn normalise(row: &mut [f32], eps: f32) -> f32 {
+    fn normalise(row: &mut [f32], eps: f32, rstd_out: &mut f32) {
         #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
         let count = row.len() as f32;
         let mean = sum_by(row, |x| x) / count;
@@ -220,11 +214,11 @@ vectorised! {
         for x in row.iter_mut() {
             *x *= rstd;
         }
-        rstd
+        *rstd_out = rstd;
     }
 }
 
-vectorised! {
+multiversion! {
     fn scale_shift(row: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
         for (((out, x), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
             *out = x * gamma + beta;
@@ -232,18 +226,18 @@ vectorised! {
     }
 }
 
-vectorised! {
+multiversion! {
     /// `d_sum = rstd * (g - mean(g) - n * mean(g * n))` with `g = gamma * d_out`; adds the row's share of
-    /// the gradients of gamma and beta.
+    /// the gradients of gamma, then beta, to `partial`.
     fn backward_row(
         d_out: &[f32],
         n: &[f32],
         gamma: &[f32],
         rstd: f32,
         d_sum: &mut [f32],
-        d_gamma: &mut [f32],
-        d_beta: &mut [f32],
+        partial: &mut [f32],
     ) {
+        let (d_gamma, d_beta) = partial.split_at_mut(d_out.len());
         #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
         let count = d_out.len() as f32;
         for ((((g, d), n), d_gamma), d_beta) in d_sum

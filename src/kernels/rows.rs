@@ -1,11 +1,10 @@
 //! How ops split their work: outputs are cut into blocks of rows, and each block has one owner, so neither
 //! the number of threads nor their order changes a result.
 
-use std::marker::PhantomData;
-
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
-use super::pool::parallel_for;
+use super::cpu::multiversion;
+use super::pool::{Disjoint, parallel_for};
 
 /// Partial sums are kept in this many lanes whatever the machine's vectors are, so that the order of
 /// additions is the same everywhere.
@@ -44,34 +43,12 @@ pub(super) fn check_lens(op: &str, len: usize, lens: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// A mutable slice that tasks take disjoint parts of.
-struct Shared<'a> {
-    data: *mut f32,
-    len: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: `part` hands out disjoint parts only, by its own contract; f32 is Send.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
-        Self {
-            data: slice.as_mut_ptr(),
-            len: slice.len(),
-            lifetime: PhantomData,
+multiversion! {
+    /// `x += y`.
+    pub(super) fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
         }
-    }
-
-    /// Elements `start .. start + len`, cut at the end of the slice.
-    ///
-    /// # Safety
-    /// No other part that overlaps it may be alive.
-    unsafe fn part(&self, start: usize, len: usize) -> &'a mut [f32] {
-        let start = start.min(self.len);
-        let len = len.min(self.len - start);
-        // SAFETY: in bounds by the lines above, disjoint by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 }
 
@@ -82,12 +59,13 @@ pub(super) fn for_blocks<const N: usize>(
     outputs: [(&mut [f32], usize); N],
     f: impl Fn(usize, [&mut [f32]; N]) + Sync,
 ) {
-    let outputs = outputs.map(|(slice, block)| (Shared::new(slice), block));
+    let outputs = outputs.map(|(slice, block)| (Disjoint::new(slice), block));
     parallel_for(blocks, |i| {
         let parts = std::array::from_fn(|n| {
             let (shared, block) = &outputs[n];
+            let start = (i * block).min(shared.len());
             // SAFETY: `parallel_for` runs each `i` once, and blocks of different `i` do not overlap.
-            unsafe { shared.part(i * block, *block) }
+            unsafe { shared.slice(start..(start + block).min(shared.len())) }
         });
         f(i, parts);
     });
@@ -109,12 +87,13 @@ pub(super) fn for_listed_rows(
     if !rows.iter().all(|&r| inside(r)) || !rows.windows(2).all(|w| w[0] < w[1]) {
         bail!("row numbers must increase strictly and lie in the table")
     }
-    let shared = Shared::new(out);
+    let shared = Disjoint::new(out);
     parallel_for(rows.len().div_ceil(ROWS), |task| {
         let first = task * ROWS;
         for (i, &row) in rows.iter().enumerate().skip(first).take(ROWS) {
+            let start = row as usize * width;
             // SAFETY: row numbers are distinct, so rows of different `i` do not overlap.
-            f(i, unsafe { shared.part(row as usize * width, width) });
+            f(i, unsafe { shared.slice(start..start + width) });
         }
     });
     Ok(())

@@ -2,6 +2,7 @@ use candle_core::DType;
 use serde_json::json;
 
 use super::*;
+use crate::kernels::pool;
 use crate::layers::testing::{Oracle, assert_close};
 use crate::models::oracle::{TinyBert, fixture, logits, mean_loss};
 
@@ -308,4 +309,53 @@ fn input_that_does_not_fit_is_an_error() {
             .is_err()
     );
     assert!(model.forward_loss(&good, &[0, 1, 2], 0.0).is_ok());
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let lengths: Vec<u32> = (0..40).map(|i| 1 + i * 7 % 16).collect();
+    let mut bounds = vec![0];
+    bounds.extend(lengths.iter().scan(0, |sum, len| {
+        *sum += len;
+        Some(*sum)
+    }));
+    let tokens = bounds[40];
+    let ids: Vec<u32> = (0..tokens).map(|t| t * 37 % 100).collect();
+    let input = Input {
+        input_ids: &ids,
+        token_type_ids: &vec![0; ids.len()],
+        cu_seqlens: &bounds,
+        sequence_keys: &(0..40).collect::<Vec<u64>>(),
+    };
+    let run = |threads| {
+        pool::set_threads(threads);
+        let mut model = with_dropout();
+        let sum = model
+            .forward_backward(&input, &[1; 40], SEED, &MEAN)
+            .unwrap();
+        (sum, gradients(&model))
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(5));
+}
+
+#[test]
+fn gradients_in_bf16_point_where_those_in_f32_do() {
+    let tiny = TinyBert::read();
+    let run = |precision| {
+        let dir = fixture("tiny-bert");
+        let (mut model, _) = SequenceClassifier::load(&dir, 3, 0, precision).unwrap();
+        model
+            .forward_backward(&tiny.input(), &tiny.labels, None, &MEAN)
+            .unwrap();
+        gradients(&model).concat()
+    };
+    let (a, b) = (run(Precision::F32), run(Precision::Bf16));
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b));
+        products.sum()
+    };
+    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    assert!(cosine > 0.999, "{cosine}");
 }
