@@ -5,9 +5,6 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
-#[macro_use]
-mod vectorised;
-
 pub mod activation;
 pub mod adamw;
 pub mod attention;
