@@ -249,8 +249,8 @@ fn finite_differences_agree_with_the_gradients() {
             .sum()
     };
     let [_, _, dq, dk, dv] = case.run(engine);
-    let pick: [(fn(&mut Case) -> &mut Vec<f32>, Vec<f32>); 3] =
-        [(|c| &mut c.q, dq), (|c| &mut c.k, dk), (|c| &mut c.v, dv)];
+    type Field = fn(&mut Case) -> &mut Vec<f32>;
+    let pick: [(Field, Vec<f32>); 3] = [(|c| &mut c.q, dq), (|c| &mut c.k, dk), (|c| &mut c.v, dv)];
     for (field, gradient) in pick {
         for i in (0..gradient.len()).step_by(5) {
             let step = 1e-2;

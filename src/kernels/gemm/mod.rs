@@ -131,6 +131,7 @@ pub enum Start<'a> {
 ///
 /// # Panics
 /// If `left` or the bias is too short.
+#[expect(clippy::too_many_arguments, reason = "BLAS takes thirteen")]
 pub unsafe fn multiply(
     engine: Engine,
     left: Left<'_>,

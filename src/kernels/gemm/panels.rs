@@ -21,7 +21,7 @@ impl Layout {
     pub fn new(depth: usize, width: usize) -> Self {
         let vectors = width.div_ceil(LANES);
         // Two equal panels beat a wide and a narrow one where there are few, as in attention.
-        let panel = if vectors % 2 == 0 && vectors % 3 != 0 && vectors <= 8 {
+        let panel = if vectors.is_multiple_of(2) && !vectors.is_multiple_of(3) && vectors <= 8 {
             2 * LANES
         } else {
             MAX_WIDTH

@@ -281,22 +281,30 @@ pub fn pairs_along(numbers: &[f32], out: &mut [u32]) {
     }
 }
 
-/// A mask of the first `n` lanes.
-#[inline]
-fn first_lanes(n: usize) -> u16 {
-    if n >= 16 { FULL } else { (1 << n) - 1 }
-}
-
+/// Up to sixteen numbers, then zeros. Masked accesses are slow, so whole vectors go without.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load_part(from: &[f32]) -> __m512 {
     // SAFETY: the mask leaves out what is beyond the slice.
-    unsafe { _mm512_maskz_loadu_ps(first_lanes(from.len()), from.as_ptr()) }
+    unsafe {
+        if from.len() >= 16 {
+            _mm512_maskz_loadu_ps(FULL, from.as_ptr())
+        } else {
+            _mm512_maskz_loadu_ps((1 << from.len()) - 1, from.as_ptr())
+        }
+    }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store_part(words: __m512i, to: &mut [u32]) {
+    let to_start = to.as_mut_ptr().cast();
     // SAFETY: the mask leaves out what is beyond the slice.
-    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), first_lanes(to.len()), words) }
+    unsafe {
+        if to.len() >= 16 {
+            _mm512_mask_storeu_epi32(to_start, FULL, words);
+        } else {
+            _mm512_mask_storeu_epi32(to_start, (1 << to.len()) - 1, words);
+        }
+    }
 }
