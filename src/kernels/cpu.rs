@@ -57,9 +57,52 @@ fn detect() -> Level {
     Level::Portable
 }
 
-/// Defines `fn name(cpu: Cpu, …)` whose body, written for any `S:` [`Lanes`](super::lanes::Lanes), is
-/// compiled for each [`Level`]. What the body calls must be `#[inline(always)]`.
+/// `a * b + c`, rounded once where `FUSED` says that the caller is compiled for a CPU that can.
+#[inline(always)]
+pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED || cfg!(target_arch = "aarch64") {
+        a.mul_add(b, c)
+    } else {
+        a * b + c
+    }
+}
+
+/// Defines `fn name(cpu: Cpu, …)` whose body is compiled for each [`Level`]. What the body calls must be
+/// `#[inline(always)]`.
+///
+/// `fn name<S: Lanes>(…)` writes its vectors out, for any [`Lanes`](super::lanes::Lanes): fast at any
+/// optimisation level. `fn name(…)` leaves plain loops to the compiler; the constant `FUSED` says whether
+/// the CPU has a fused multiply-add.
 macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(cpu: $crate::kernels::cpu::Cpu, $($arg: $ty),*) {
+            #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters, reason = "not every body uses FUSED")]
+            fn body<const FUSED: bool>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::kernels::cpu::Level;
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) {
+                    body::<true>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) {
+                    body::<true>($($arg),*);
+                }
+                match cpu.level() {
+                    // SAFETY: `cpu` proves that the CPU has the features.
+                    Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    Level::Portable => {}
+                }
+            }
+            let _ = cpu;
+            body::<false>($($arg),*);
+        }
+    };
     (
         $(#[$meta:meta])*
         $vis:vis fn $name:ident<$lanes:ident: Lanes>($($arg:ident: $ty:ty),* $(,)?) $body:block

@@ -1,5 +1,6 @@
 //! The exponential function in f32, written so that loops over it become vector code.
 
+use super::cpu::multiply_add;
 use super::lanes::Lanes;
 
 /// e^x for x in [-87, 88], within 2e-7 of the truth relatively; beyond, the value at the nearer end.
@@ -29,6 +30,35 @@ pub fn exp<S: Lanes>(x: S) -> S {
     e.mul(shifted.power_of_two())
 }
 
+/// [`exp`] of one number, by the same steps, for loops that are left to the compiler.
+#[inline(always)]
+pub fn exp_scalar<const FUSED: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_UPPER: f32 = 0.693_359_4;
+    const LN_2_LOWER: f32 = -2.121_944_4e-4;
+    const COEFFICIENTS: [f32; 5] = [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ];
+    // Comparisons, as `max` and `min` would turn NaN into a number.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = multiply_add::<FUSED>(n, -LN_2_UPPER, x);
+    let r = multiply_add::<FUSED>(n, -LN_2_LOWER, r);
+    let mut p = 1.987_569_2e-4;
+    for coefficient in COEFFICIENTS {
+        p = multiply_add::<FUSED>(p, r, coefficient);
+    }
+    let e = multiply_add::<FUSED>(p, r * r, r + 1.0);
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
+    e * power
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +68,20 @@ mod tests {
         fn each<S: Lanes>(row: &mut [f32; 16]) {
             exp(S::load(row)).store(row);
         }
+    }
+
+    #[test]
+    fn one_number_is_as_sixteen() {
+        for i in -900..900 {
+            let x = i as f32 / 10.0;
+            let mut row = [x; 16];
+            each(Cpu::best(), &mut row);
+            let alone = [exp_scalar::<true>(x), exp_scalar::<false>(x)];
+            for e in alone {
+                assert!((e - row[3]).abs() <= 3e-7 * row[3], "{x}: {e} {}", row[3]);
+            }
+        }
+        assert!(exp_scalar::<false>(f32::NAN).is_nan());
     }
 
     #[test]

@@ -5,12 +5,20 @@
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 
+pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod cpu;
+pub mod cross_entropy;
 pub mod dropout;
+pub mod embedding;
 pub mod exp;
+pub mod first_rows;
+pub mod gelu;
 mod gemm;
 pub mod lanes;
+pub mod layer_norm;
 pub mod linear;
 pub mod pool;
+mod rows;
 pub mod view;

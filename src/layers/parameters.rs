@@ -1,7 +1,7 @@
 //! Ordered named parameters. The order is the model's own (embeddings first, head last), never a map's, so
 //! that every sum over parameters has one fixed order.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
 /// One trainable tensor with its gradient; both f32, contiguous, of one shape, and alive for as long as the
 /// model is. Cloning shares the storage.
@@ -20,7 +20,7 @@ impl Parameter {
     ///
     /// # Errors
     /// If the gradient cannot be allocated.
-    pub fn new(name: impl Into<String>, value: Tensor) -> Result<Self> {
+    pub fn new(name: impl Into<String>, value: Tensor) -> candle_core::Result<Self> {
         let grad = value.zeros_like()?;
         Ok(Self {
             name: name.into(),
@@ -29,6 +29,21 @@ impl Parameter {
         })
     }
 }
+
+/// Where layers take their parameters from: a checkpoint, or fresh values.
+pub trait ParameterSource {
+    /// Why a parameter cannot be had.
+    type Error: From<candle_core::Error>;
+
+    /// The parameter of this Hugging Face name, which must have this shape.
+    ///
+    /// # Errors
+    /// If there is none, or it has another shape.
+    fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter, Self::Error>;
+}
+
+/// A layer, or why its source could not give it.
+pub type Loaded<T, S> = Result<T, <S as ParameterSource>::Error>;
 
 /// All parameters of a model, in order.
 #[derive(Clone, Debug, Default)]
@@ -64,7 +79,7 @@ impl Parameters {
     ///
     /// # Errors
     /// If a gradient is not an f32 tensor on the CPU.
-    pub fn zero_grad(&self) -> Result<()> {
+    pub fn zero_grad(&self) -> candle_core::Result<()> {
         for parameter in self.iter() {
             crate::kernels::view::write(&parameter.grad, |g| {
                 g.fill(0.0);

@@ -1,0 +1,140 @@
+//! The server, put together: data directory, store, worker, HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::artifacts::{DataDir, DataDirLock};
+use crate::config::Config;
+use crate::domain::{Clock, ErrorCode, Ids, JobError, SystemClock, SystemIds};
+use crate::http::v1::jobs::Subscribers;
+use crate::http::{self, AppState, Limits};
+use crate::store::Store;
+use crate::worker::{Shutdown, Worker, WorkerHandle, WorkerOptions};
+
+/// A running server.
+pub struct Server {
+    address: SocketAddr,
+    store: Store,
+    worker: WorkerHandle,
+    shutdown: CancellationToken,
+    http: JoinHandle<()>,
+    stop_grace_ms: u64,
+    _lock: DataDirLock,
+}
+
+impl Server {
+    /// Starts everything; when this returns, requests are answered.
+    ///
+    /// # Errors
+    /// `data_dir_not_writable`, `data_dir_locked`, `port_in_use`, or a database that cannot be opened.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let data_dir = DataDir::open(&config.data_dir)?;
+        let lock = data_dir.lock()?;
+        data_dir.sweep_tmp()?;
+        let listener = bind(config.listen).await?;
+        let address = listener.local_addr()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn Ids> = Arc::new(SystemIds(SystemClock));
+        let store = Store::open(&data_dir.database(), Arc::clone(&clock), Arc::clone(&ids))
+            .await
+            .context("failed to open the database")?;
+        let worker = Worker::start(
+            store.clone(),
+            worker_options(config, address)?,
+            Arc::clone(&clock),
+        );
+        let shutdown = CancellationToken::new();
+        let wake = worker.clone();
+        let state = AppState {
+            store: store.clone(),
+            clock,
+            ids,
+            data_dir: std::fs::canonicalize(&config.data_dir)?,
+            worker: Arc::new(move || wake.wake()),
+            limits: Limits {
+                lease_ms: config.attempts.lease_ms,
+                heartbeat_ms: config.attempts.heartbeat_ms,
+                ..Limits::default()
+            },
+            shutdown: shutdown.clone(),
+            subscribers: Subscribers::default(),
+        };
+        let http = tokio::spawn(http::serve(
+            listener,
+            http::router(state),
+            shutdown.clone(),
+        ));
+        Ok(Self {
+            address,
+            store,
+            worker,
+            shutdown,
+            http,
+            stop_grace_ms: config.attempts.stop_grace_ms,
+            _lock: lock,
+        })
+    }
+
+    /// Base URL for clients on this machine.
+    pub fn url(&self) -> String {
+        format!("http://{}", reachable(self.address))
+    }
+
+    /// Stops: trainers save and leave first, as their last messages need the API; then the API; then the
+    /// database.
+    pub async fn stop(self) {
+        self.worker
+            .shutdown(Shutdown::Stop {
+                grace_ms: self.stop_grace_ms,
+            })
+            .await;
+        self.shutdown.cancel();
+        if let Err(error) = self.http.await {
+            tracing::error!(%error, "the HTTP server ended badly");
+        }
+        self.store.close().await;
+    }
+}
+
+fn worker_options(config: &Config, address: SocketAddr) -> anyhow::Result<WorkerOptions> {
+    // Trainers run in folders of their own.
+    let data_dir = std::fs::canonicalize(&config.data_dir)?;
+    let url = format!("http://{}", reachable(address));
+    Ok(WorkerOptions {
+        slots: config.slots,
+        threads_per_trainer: Some(config.threads),
+        lease_ms: config.attempts.lease_ms,
+        heartbeat_ms: config.attempts.heartbeat_ms,
+        max_attempts: config.attempts.max_attempts,
+        ..WorkerOptions::new(data_dir, url, std::env::current_exe()?)
+    })
+}
+
+/// A wildcard address is no address to connect to.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(JobError::new(
+            ErrorCode::PortInUse,
+            format!("{address} is in use by another program"),
+        )
+        .hint("choose another with --listen, or port 0 for any free one")
+        .into()),
+        Err(error) => Err(error).with_context(|| format!("failed to listen on {address}")),
+    }
+}

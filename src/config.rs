@@ -1,0 +1,167 @@
+//! The server's settings: flags over environment over file over defaults. Unknown keys are refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::domain::{ErrorCode, JobError};
+
+/// Settings as given: by flag, environment or file. Every one may be absent.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Address to listen on
+    #[arg(long, env = "CHANDLER_LISTEN", value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Folder for the database, datasets, checkpoints and cached models
+    #[arg(long, env = "CHANDLER_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Jobs trained at a time; 0 accepts and queues but trains nothing
+    #[arg(long, env = "CHANDLER_SLOTS", value_name = "N")]
+    pub slots: Option<u32>,
+    /// Threads of one trainer (all cores shared between the slots unless given)
+    #[arg(long, env = "CHANDLER_THREADS", value_name = "N")]
+    pub threads: Option<u32>,
+    /// Log lines as JSON
+    #[arg(long, env = "CHANDLER_LOG_JSON", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub log_json: Option<bool>,
+}
+
+impl Settings {
+    /// Settings from a TOML file.
+    ///
+    /// # Errors
+    /// `config_invalid`, with the file's name and what is wrong in it.
+    pub fn from_file(path: &Path) -> Result<Self, JobError> {
+        let invalid = |what: String| {
+            JobError::new(
+                ErrorCode::ConfigInvalid,
+                format!("{}: {what}", path.display()),
+            )
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| invalid(e.to_string()))
+    }
+
+    /// `self` where given, else `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            data_dir: self.data_dir.or(other.data_dir),
+            slots: self.slots.or(other.slots),
+            threads: self.threads.or(other.threads),
+            log_json: self.log_json.or(other.log_json),
+        }
+    }
+}
+
+/// Settings in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Jobs trained at a time.
+    pub slots: u32,
+    /// Threads of one trainer.
+    pub threads: u32,
+    /// Time limits of attempts.
+    pub attempts: AttemptConfig,
+}
+
+/// Time limits of attempts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptConfig {
+    /// An attempt silent for this long is given up.
+    pub lease_ms: i64,
+    /// A trainer reports at least this often.
+    pub heartbeat_ms: u64,
+    /// Trainers that may die on one job before it fails.
+    pub max_attempts: u32,
+    /// How long a stopping server waits for its trainers to save and leave.
+    pub stop_grace_ms: u64,
+}
+
+impl Default for AttemptConfig {
+    fn default() -> Self {
+        Self {
+            lease_ms: 10_000,
+            heartbeat_ms: 2_000,
+            max_attempts: 3,
+            stop_grace_ms: 8_000,
+        }
+    }
+}
+
+impl Config {
+    /// Fills in defaults.
+    ///
+    /// # Errors
+    /// `config_invalid` for a value out of range.
+    pub fn new(settings: Settings) -> Result<Self, JobError> {
+        let slots = settings.slots.unwrap_or(1);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = u32::try_from(cores).unwrap_or(1) / slots.max(1);
+        let threads = settings.threads.unwrap_or(shared.max(1));
+        let limits = [("slots", slots, 0, 256), ("threads", threads, 1, 1024)];
+        for (name, value, low, high) in limits {
+            if !(low..=high).contains(&value) {
+                return Err(JobError::new(
+                    ErrorCode::ConfigInvalid,
+                    format!("{name} is {value}, but must be between {low} and {high}"),
+                ));
+            }
+        }
+        let listen = settings
+            .listen
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+        Ok(Self {
+            listen,
+            data_dir: settings
+                .data_dir
+                .unwrap_or_else(|| PathBuf::from("chandler-data")),
+            slots,
+            threads,
+            attempts: AttemptConfig::default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chandler.toml");
+        std::fs::write(&path, "slots = 3\nlisten = \"127.0.0.1:9000\"\n").unwrap();
+        let flags = Settings {
+            slots: Some(2),
+            ..Settings::default()
+        };
+        let config = Config::new(flags.or(Settings::from_file(&path).unwrap())).unwrap();
+        assert_eq!(config.slots, 2);
+        assert_eq!(config.listen.port(), 9000);
+        assert_eq!(config.data_dir, PathBuf::from("chandler-data"));
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chandler.toml");
+        std::fs::write(&path, "slotz = 3\n").unwrap();
+        let error = Settings::from_file(&path).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ConfigInvalid);
+        assert!(error.message.contains("slotz"), "{}", error.message);
+        let settings = Settings {
+            slots: Some(1000),
+            ..Settings::default()
+        };
+        assert!(Config::new(settings).is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! The activations an HF config can name in `hidden_act`, forward and backward.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::Cpu;
+use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};
+use super::rows::{check_lens, for_blocks};
+use super::view;
+
+/// Elements of one task.
+const BLOCK: usize = 8192;
+
+/// A function applied to every element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Φ(x)`.
+    Gelu,
+    /// GELU by its tanh approximation.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Names accepted in `hidden_act`.
+    pub const NAMES: &[&str] = &[
+        "gelu",
+        "gelu_python",
+        "gelu_new",
+        "gelu_fast",
+        "gelu_pytorch_tanh",
+        "relu",
+        "tanh",
+    ];
+
+    /// By the name in `hidden_act` (transformers' `activations.py`, `ACT2FN`).
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "gelu" | "gelu_python" => Some(Self::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Some(Self::GeluTanh),
+            "relu" => Some(Self::Relu),
+            "tanh" => Some(Self::Tanh),
+            _ => None,
+        }
+    }
+
+    /// `out = f(x)`, of one shape.
+    ///
+    /// # Errors
+    /// If shapes differ.
+    pub fn forward(self, x: &Tensor, out: &Tensor) -> Result<()> {
+        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
+            Self::Gelu => gelu,
+            Self::GeluTanh => gelu_tanh,
+            Self::Relu => |_, x, out| zip(x, out, |x, _| x.max(0.0)),
+            Self::Tanh => |_, x, out| zip(x, out, |x, _| x.tanh()),
+        };
+        run(x, out, op)
+    }
+
+    /// `d *= f'(x)`: turns the gradient of the output into that of the input, in place.
+    ///
+    /// # Errors
+    /// If shapes differ.
+    pub fn backward(self, x: &Tensor, d: &Tensor) -> Result<()> {
+        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
+            Self::Gelu => gelu_backward,
+            Self::GeluTanh => gelu_tanh_backward,
+            Self::Relu => |_, x, d| zip(x, d, |x, d| if x > 0.0 { d } else { 0.0 }),
+            Self::Tanh => |_, x, d| zip(x, d, |x, d| d * (1.0 - x.tanh() * x.tanh())),
+        };
+        run(x, d, op)
+    }
+}
+
+fn zip(x: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f(x, *y);
+    }
+}
+
+fn run(x: &Tensor, y: &Tensor, op: fn(Cpu, &[f32], &mut [f32])) -> Result<()> {
+    let cpu = Cpu::best();
+    view::read(x, |x| {
+        view::write(y, |y| {
+            check_lens("activation", x.len(), &[y.len()])?;
+            for_blocks(x.len().div_ceil(BLOCK), [(y, BLOCK)], |i, [y]| {
+                op(cpu, &x[i * BLOCK..][..y.len()], y);
+            });
+            Ok(())
+        })
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Backward against central differences of the forward, over more than one block.
+    #[test]
+    fn every_named_activation_has_the_derivative_of_its_forward() {
+        for &name in Activation::NAMES {
+            let activation = Activation::from_name(name).unwrap();
+            let at = |shift: f32| {
+                let x: Vec<f32> = (0..9000)
+                    .map(|i| (i as f32 - 4500.5) * 1e-3 + shift)
+                    .collect();
+                Tensor::from_vec(x, 9000, &Device::Cpu).unwrap()
+            };
+            let value = |shift| {
+                let (x, y) = (at(shift), at(0.0));
+                activation.forward(&x, &y).unwrap();
+                y.to_vec1::<f32>().unwrap()
+            };
+            let h = 1.0 / 256.0;
+            let d = at(0.0).ones_like().unwrap();
+            activation.backward(&at(0.0), &d).unwrap();
+            let (up, down) = (value(h), value(-h));
+            for (i, d) in d.to_vec1::<f32>().unwrap().iter().enumerate() {
+                let kink = name == "relu" && i.abs_diff(4500) < 8;
+                assert!(
+                    kink || (d - (up[i] - down[i]) / (2.0 * h)).abs() < 3e-4,
+                    "{name} {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_must_agree() {
+        let x = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let y = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        assert!(Activation::Relu.forward(&x, &y).is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! Embedding look-up: rows of several tables gathered and summed, and the gradient scattered back.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::cpu::Cpu;
+use super::rows::{add, check_lens, for_blocks, for_listed_rows, read_all};
+use super::view;
+
+/// Rows of one task.
+const ROWS: usize = 16;
+
+/// `out[t] = Σ tables[n][ids[n][t]]`, [T, D].
+///
+/// # Errors
+/// If an id is not a row of its table, or shapes do not fit.
+pub fn gather_sum<const N: usize>(
+    tables: [&Tensor; N],
+    ids: [&[u32]; N],
+    out: &Tensor,
+) -> Result<()> {
+    let (rows, width) = out.dims2()?;
+    for (table, ids) in tables.iter().zip(ids) {
+        let (entries, table_width) = table.dims2()?;
+        check_lens("embedding", width, &[table_width])?;
+        check_lens("embedding", rows, &[ids.len()])?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= entries) {
+            bail!("embedding: id {id} is not below {entries}")
+        }
+    }
+    let cpu = Cpu::best();
+    read_all(tables, |tables| {
+        view::write(out, |out| {
+            for_blocks(rows.div_ceil(ROWS), [(out, ROWS * width)], |i, [out]| {
+                for (r, out) in out.chunks_exact_mut(width).enumerate() {
+                    for n in 0..N {
+                        let id = ids[n][i * ROWS + r] as usize;
+                        let row = &tables[n][id * width..][..width];
+                        if n == 0 {
+                            out.copy_from_slice(row);
+                        } else {
+                            add(cpu, out, row);
+                        }
+                    }
+                }
+            });
+            Ok(())
+        })
+    })?
+}
+
+/// Scratch of [`scatter_add`], kept between calls.
+#[derive(Debug, Default)]
+pub struct Scatter {
+    /// (id, token), sorted.
+    order: Vec<(u32, u32)>,
+    /// Distinct ids, rising.
+    ids: Vec<u32>,
+    /// Where each id's run starts in `order`, and its end.
+    starts: Vec<usize>,
+}
+
+impl Scatter {
+    fn sort(&mut self, ids: &[u32]) {
+        self.order.clear();
+        self.order.extend(ids.iter().copied().zip(0..));
+        self.order.sort_unstable();
+        self.ids.clear();
+        self.starts.clear();
+        for (at, &(id, _)) in self.order.iter().enumerate() {
+            if self.ids.last() != Some(&id) {
+                self.ids.push(id);
+                self.starts.push(at);
+            }
+        }
+        self.starts.push(self.order.len());
+    }
+}
+
+/// `d_table[ids[t]] += d[t]`: sorted by id, one owner per row, tokens in order, so the sum is the same
+/// however many threads there are.
+///
+/// # Errors
+/// If an id is not a row of the table, or shapes do not fit.
+pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Tensor) -> Result<()> {
+    let (rows, width) = d.dims2()?;
+    check_lens("embedding backward", rows, &[ids.len()])?;
+    check_lens("embedding backward", width, &[d_table.dims2()?.1])?;
+    scatter.sort(ids);
+    let Scatter { order, ids, starts } = scatter;
+    let cpu = Cpu::best();
+    view::read(d, |d| {
+        view::write(d_table, |d_table| {
+            for_listed_rows(d_table, width, ids, |i, row| {
+                for &(_, token) in &order[starts[i]..starts[i + 1]] {
+                    add(cpu, row, &d[token as usize * width..][..width]);
+                }
+            })
+        })
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn rows(x: &[[f32; 2]]) -> Tensor {
+        Tensor::from_vec(x.concat(), (x.len(), 2), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn rows_are_gathered_and_summed() {
+        let (a, b) = (rows(&[[1., 2.], [3., 4.]]), rows(&[[10., 20.]]));
+        let out = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
+        gather_sum([&a, &b], [&[1, 0, 1], &[0, 0, 0]], &out).unwrap();
+        assert_eq!(
+            out.to_vec2::<f32>().unwrap(),
+            [[13., 24.], [11., 22.], [13., 24.]]
+        );
+        assert!(gather_sum([&a, &b], [&[2, 0, 1], &[0, 0, 0]], &out).is_err());
+        assert!(gather_sum([&a, &b], [&[1, 0], &[0, 0, 0]], &out).is_err());
+    }
+
+    #[test]
+    fn repeated_ids_add_up_on_top_of_what_was_there() {
+        let table = rows(&[[1., 1.], [0., 0.], [5., 5.]]);
+        let d = rows(&[[1., 2.], [3., 4.], [5., 6.]]);
+        let mut scatter = Scatter::default();
+        scatter_add(&d, &[1, 0, 1], &mut scatter, &table).unwrap();
+        assert_eq!(
+            table.to_vec2::<f32>().unwrap(),
+            [[4., 5.], [6., 8.], [5., 5.]]
+        );
+        assert!(scatter_add(&d, &[1, 0, 3], &mut scatter, &table).is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! Preallocated f32 buffers: grown when a larger micro-batch comes, never shrunk, so that a training run
+//! soon stops allocating and pages stay warm.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+/// Capacities are multiples of this many rows, so that a slightly longer micro-batch finds room.
+const ROUND_ROWS: usize = 64;
+
+/// Room for rows of one width.
+#[derive(Debug)]
+pub struct Buffer {
+    width: usize,
+    rows: Option<Tensor>,
+}
+
+impl Buffer {
+    /// An empty buffer; memory comes with the first use.
+    pub fn new(width: usize) -> Self {
+        Self { width, rows: None }
+    }
+
+    /// The first `rows` rows, [rows, width]. They keep what was written until the buffer has to grow.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn rows(&mut self, rows: usize) -> Result<Tensor> {
+        match &self.rows {
+            Some(tensor) if tensor.dim(0)? >= rows => tensor.narrow(0, 0, rows),
+            _ => {
+                self.rows = None; // Frees the old memory first.
+                let shape = (rows.next_multiple_of(ROUND_ROWS), self.width);
+                let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+                self.rows.insert(tensor).narrow(0, 0, rows)
+            }
+        }
+    }
+}
+
+/// What layers need only for the length of one call, so that all of them share it.
+#[derive(Debug)]
+pub struct Workspace {
+    /// [T, D]: gradient of a layer's output, then of its input. ([B, D] at a last layer that ran for first
+    /// tokens only.)
+    pub hidden: Buffer,
+    /// [T, D]: gradient between the two halves of a layer.
+    pub middle: Buffer,
+    /// [T, D]: a branch's output before it joins the residual, and its gradient.
+    pub branch: Buffer,
+    /// [B, D]: gradient of the first tokens' rows.
+    pub first: Buffer,
+    /// [T, D] each.
+    pub d_query: Buffer,
+    /// As `d_query`.
+    pub d_key: Buffer,
+    /// As `d_query`.
+    pub d_value: Buffer,
+    /// As `d_query`.
+    pub d_context: Buffer,
+    /// [T, I]
+    pub d_intermediate: Buffer,
+}
+
+impl Workspace {
+    /// For layers of these widths.
+    pub fn new(hidden: usize, intermediate: usize) -> Self {
+        let buffer = || Buffer::new(hidden);
+        Self {
+            hidden: buffer(),
+            middle: buffer(),
+            branch: buffer(),
+            first: buffer(),
+            d_query: buffer(),
+            d_key: buffer(),
+            d_value: buffer(),
+            d_context: buffer(),
+            d_intermediate: Buffer::new(intermediate),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::view;
+
+    #[test]
+    fn rows_stay_in_place_until_the_buffer_grows() {
+        let mut buffer = Buffer::new(2);
+        view::write(&buffer.rows(3).unwrap(), |x| {
+            x.fill(7.0);
+            Ok(())
+        })
+        .unwrap();
+        let seen = |buffer: &mut Buffer, rows| buffer.rows(rows).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(
+            seen(&mut buffer, 4),
+            [[7., 7.], [7., 7.], [7., 7.], [0., 0.]]
+        );
+        assert_eq!(seen(&mut buffer, 65).len(), 65);
+    }
+}

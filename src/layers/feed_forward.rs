@@ -1,0 +1,87 @@
+//! Two dense layers with an activation between (HF `BertIntermediate` and the dense half of `BertOutput`).
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    Buffer, EncoderLayerShape, Linear, Loaded, Names, ParameterSource, Parameters, Workspace,
+};
+use crate::kernels::activation::Activation;
+use crate::kernels::linear::Precision;
+
+/// `output(activation(intermediate(x)))`.
+pub struct FeedForward {
+    intermediate: Linear,
+    output: Linear,
+    activation: Activation,
+    /// [T, I]: before and behind the activation.
+    inner: Buffer,
+    activated: Buffer,
+}
+
+impl FeedForward {
+    /// Takes both dense layers.
+    ///
+    /// # Errors
+    /// The source's.
+    pub fn load<S: ParameterSource>(
+        source: &mut S,
+        names: &Names,
+        shape: &EncoderLayerShape,
+        precision: Precision,
+    ) -> Loaded<Self, S> {
+        let (d, i) = (shape.hidden_size, shape.intermediate_size);
+        Ok(Self {
+            intermediate: Linear::load(source, &names.intermediate, i, d, precision)?,
+            output: Linear::load(source, &names.output, d, i, precision)?,
+            activation: shape.activation,
+            inner: Buffer::new(i),
+            activated: Buffer::new(i),
+        })
+    }
+
+    /// `out` [T, D] from `x` [T, D].
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward(&mut self, x: &Tensor, out: &Tensor) -> Result<()> {
+        let rows = x.dim(0)?;
+        let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
+        self.intermediate.forward(x, &inner)?;
+        self.activation.forward(&inner, &activated)?;
+        self.output.forward(&activated, out)
+    }
+
+    /// Adds to the parameter gradients and to `d_x`.
+    ///
+    /// # Errors
+    /// If shapes do not fit the last forward's.
+    pub fn backward(
+        &mut self,
+        d_out: &Tensor,
+        x: &Tensor,
+        d_x: &Tensor,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let rows = x.dim(0)?;
+        let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
+        let d_inner = workspace.d_intermediate.rows(rows)?;
+        self.output.backward(d_out, &activated, &d_inner, false)?;
+        self.activation.backward(&inner, &d_inner)?;
+        self.intermediate.backward(&d_inner, x, d_x, true)
+    }
+
+    /// Repacks weights after they have changed.
+    ///
+    /// # Errors
+    /// As [`Linear::weights_changed`].
+    pub fn weights_changed(&mut self) -> Result<()> {
+        self.intermediate.weights_changed()?;
+        self.output.weights_changed()
+    }
+
+    /// Appends intermediate, output.
+    pub fn parameters(&self, into: &mut Parameters) {
+        self.intermediate.parameters(into);
+        self.output.parameters(into);
+    }
+}

@@ -1,0 +1,205 @@
+//! AdamW over a model's parameters, with HF's no-decay rule and state that is saved by name.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::kernels::adamw::{AdamWUpdate, adamw};
+use crate::kernels::view;
+use crate::layers::{Parameter, Parameters};
+
+use super::param_groups::decays;
+
+/// HF's `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWOptions {
+    /// First-moment decay, in [0, 1).
+    pub beta1: f64,
+    /// Second-moment decay, in [0, 1).
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub epsilon: f64,
+    /// Decoupled weight decay of the parameters that [`decays`] names.
+    pub weight_decay: f64,
+}
+
+/// Why a saved state does not fit the model.
+#[derive(Debug, thiserror::Error)]
+pub enum OptimizerStateError {
+    /// A parameter's moment is not there.
+    #[error("optimizer state has no `{0}`")]
+    Missing(String),
+    /// A tensor belongs to no parameter.
+    #[error("optimizer state has `{0}`, which no parameter of the model needs")]
+    Unexpected(String),
+    /// A moment has another shape or type than its parameter.
+    #[error("optimizer state `{name}` is {found}, expected {expected}")]
+    Mismatch {
+        /// Its name.
+        name: String,
+        /// Type and shape it has.
+        found: String,
+        /// Type and shape it should have.
+        expected: String,
+    },
+    /// candle failed.
+    #[error("optimizer state cannot be copied")]
+    Candle(#[from] candle_core::Error),
+}
+
+/// The optimizer: shares the parameters' storage, owns their moments.
+#[derive(Debug)]
+pub struct AdamW {
+    slots: Vec<Slot>,
+    options: AdamWOptions,
+    step: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    parameter: Parameter,
+    decays: bool,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+}
+
+impl AdamW {
+    /// An optimizer that has taken no step. Allocates two f32 tensors per parameter.
+    ///
+    /// # Errors
+    /// If a parameter is not an f32 tensor, or memory is short.
+    pub fn new(parameters: &Parameters, options: AdamWOptions) -> Result<Self> {
+        let slot = |parameter: &Parameter| {
+            if parameter.value.dtype() != DType::F32 {
+                bail!("parameter `{}` is not f32", parameter.name)
+            }
+            Ok(Slot {
+                decays: decays(&parameter.name),
+                exp_avg: parameter.value.zeros_like()?,
+                exp_avg_sq: parameter.value.zeros_like()?,
+                parameter: parameter.clone(),
+            })
+        };
+        Ok(Self {
+            slots: parameters.iter().map(slot).collect::<Result<_>>()?,
+            options,
+            step: 0,
+        })
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Updates every parameter with its gradient times `grad_scale` (the clip coefficient), at learning rate `lr`.
+    /// The gradients stay as they are.
+    ///
+    /// # Errors
+    /// If a tensor is not contiguous f32 on the CPU.
+    pub fn step(&mut self, lr: f64, grad_scale: f32) -> Result<()> {
+        self.step += 1;
+        let o = self.options;
+        let update = |weight_decay| {
+            AdamWUpdate::new(
+                self.step,
+                lr,
+                weight_decay,
+                (o.beta1, o.beta2),
+                o.epsilon,
+                grad_scale,
+            )
+        };
+        let (with_decay, without) = (update(o.weight_decay), update(0.0));
+        for slot in &self.slots {
+            slot.apply(if slot.decays { &with_decay } else { &without })?;
+        }
+        Ok(())
+    }
+
+    /// The steps taken and every moment, named `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`, in the model's
+    /// order. The tensors share the optimizer's storage: the next step changes them.
+    pub fn state(&self) -> (u64, Vec<(String, Tensor)>) {
+        let moments = self
+            .slots
+            .iter()
+            .flat_map(|slot| {
+                let (first, second) = slot.names();
+                [
+                    (first, slot.exp_avg.clone()),
+                    (second, slot.exp_avg_sq.clone()),
+                ]
+            })
+            .collect();
+        (self.step, moments)
+    }
+
+    /// Takes over a saved state; copies the tensors. Changes nothing if it fails.
+    ///
+    /// # Errors
+    /// If a moment is missing, left over, or of another shape or type.
+    pub fn load_state(
+        &mut self,
+        step: u64,
+        mut moments: HashMap<String, Tensor>,
+    ) -> std::result::Result<(), OptimizerStateError> {
+        let mut loaded = Vec::with_capacity(self.slots.len());
+        for slot in &self.slots {
+            let (first, second) = slot.names();
+            let exp_avg = take(&mut moments, first, &slot.exp_avg)?;
+            let exp_avg_sq = take(&mut moments, second, &slot.exp_avg_sq)?;
+            loaded.push((exp_avg, exp_avg_sq));
+        }
+        if let Some(name) = moments.into_keys().min() {
+            return Err(OptimizerStateError::Unexpected(name));
+        }
+        for (slot, (exp_avg, exp_avg_sq)) in self.slots.iter_mut().zip(loaded) {
+            slot.exp_avg = exp_avg;
+            slot.exp_avg_sq = exp_avg_sq;
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn names(&self) -> (String, String) {
+        let name = &self.parameter.name;
+        (format!("{name}.exp_avg"), format!("{name}.exp_avg_sq"))
+    }
+
+    fn apply(&self, update: &AdamWUpdate) -> Result<()> {
+        view::read(&self.parameter.grad, |grad| {
+            view::write(&self.exp_avg, |m| {
+                view::write(&self.exp_avg_sq, |v| {
+                    view::write(&self.parameter.value, |value| {
+                        adamw(update, value, grad, m, v)
+                    })
+                })
+            })
+        })?
+    }
+}
+
+/// A copy of the tensor called `name`, which must be like `like`.
+fn take(
+    moments: &mut HashMap<String, Tensor>,
+    name: String,
+    like: &Tensor,
+) -> std::result::Result<Tensor, OptimizerStateError> {
+    let Some(moment) = moments.remove(&name) else {
+        return Err(OptimizerStateError::Missing(name));
+    };
+    if moment.dims() != like.dims() || moment.dtype() != like.dtype() {
+        let describe = |tensor: &Tensor| format!("{:?} {:?}", tensor.dtype(), tensor.dims());
+        return Err(OptimizerStateError::Mismatch {
+            name,
+            found: describe(&moment),
+            expected: describe(like),
+        });
+    }
+    Ok(moment.contiguous()?.copy()?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! The global gradient norm, clipping by it, and the gate of the first step.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::Result;
+
+use crate::kernels::pool::parallel_for;
+use crate::kernels::view;
+use crate::layers::Parameters;
+
+/// Elements per partial sum. Fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 1 << 16;
+/// Sums kept side by side within a chunk, so that the compiler can use vector registers.
+const LANES: usize = 16;
+
+/// The L2 norm over all gradients. Not finite if any gradient is not: sums are in f64, where squares of finite
+/// f32 numbers cannot overflow.
+///
+/// # Errors
+/// If a gradient is not a contiguous f32 tensor on the CPU.
+pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
+    let mut sum = 0.0;
+    for parameter in parameters {
+        sum += view::read(&parameter.grad, sum_of_squares)?;
+    }
+    Ok(sum.sqrt())
+}
+
+/// What clipping multiplies the gradients by (`torch.nn.utils.clip_grad_norm_`); 1 if `max_norm` is 0, which
+/// turns clipping off. `norm` must be finite: a step with another must not be taken.
+pub fn clip_coefficient(norm: f64, max_norm: f64) -> f32 {
+    if max_norm <= 0.0 {
+        return 1.0;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "at most 1")]
+    let coefficient = (max_norm / (norm + 1e-6)).min(1.0) as f32;
+    coefficient
+}
+
+/// Names of the parameters whose gradient is zero throughout, or has an element that is not finite: parts of the
+/// model that the loss does not reach, or that are broken.
+///
+/// # Errors
+/// If a gradient is not a contiguous f32 tensor on the CPU.
+pub fn missing_gradients(parameters: &Parameters) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for parameter in parameters {
+        let sum = view::read(&parameter.grad, sum_of_squares)?;
+        if sum == 0.0 || !sum.is_finite() {
+            missing.push(parameter.name.clone());
+        }
+    }
+    Ok(missing)
+}
+
+fn sum_of_squares(data: &[f32]) -> f64 {
+    let sums: Vec<AtomicU64> = data.chunks(CHUNK).map(|_| AtomicU64::new(0)).collect();
+    parallel_for(sums.len(), |task| {
+        let end = data.len().min((task + 1) * CHUNK);
+        let sum = chunk_sum(&data[task * CHUNK..end]);
+        sums[task].store(sum.to_bits(), Ordering::Relaxed);
+    });
+    sums.iter()
+        .map(|sum| f64::from_bits(sum.load(Ordering::Relaxed)))
+        .sum()
+}
+
+fn chunk_sum(chunk: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let (groups, rest) = chunk.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &x) in lanes.iter_mut().zip(group) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::layers::Parameter;
+
+    fn parameters(grads: &[(&str, Vec<f32>)]) -> Parameters {
+        let mut parameters = Parameters::default();
+        for (name, grad) in grads {
+            let value = Tensor::zeros(grad.len(), candle_core::DType::F32, &Device::Cpu).unwrap();
+            let parameter = Parameter {
+                name: (*name).to_owned(),
+                value,
+                grad: Tensor::from_slice(grad, grad.len(), &Device::Cpu).unwrap(),
+            };
+            parameters.push(parameter);
+        }
+        parameters
+    }
+
+    /// torch 2.15: `a.grad = [3, 4]; b.grad = [12]; clip_grad_norm_([a, b], 1.0)` returns 13 and leaves
+    /// a.grad = [0.2307692170, 0.3076922894], b.grad = [0.9230768681].
+    #[test]
+    fn clipping_is_that_of_torch() {
+        let norm = global_grad_norm(&parameters(&[("a", vec![3.0, 4.0]), ("b", vec![12.0])]));
+        let norm = norm.unwrap();
+        assert_eq!(norm, 13.0);
+        let coefficient = clip_coefficient(norm, 1.0);
+        assert_eq!(3.0 * coefficient, 0.230_769_22);
+        assert_eq!(4.0 * coefficient, 0.307_692_3);
+        assert_eq!(12.0 * coefficient, 0.923_076_87);
+        assert_eq!(clip_coefficient(13.0, 20.0), 1.0);
+        assert_eq!(clip_coefficient(13.0, 0.0), 1.0);
+        assert_eq!(clip_coefficient(0.0, 1.0), 1.0);
+    }
+
+    #[test]
+    fn long_gradients_are_summed_in_full_and_without_overflow() {
+        let n = 3 * CHUNK + 5;
+        let norm = global_grad_norm(&parameters(&[("a", vec![2.0; n])])).unwrap();
+        assert!((norm - 2.0 * (n as f64).sqrt()).abs() < 1e-9);
+        let norm = global_grad_norm(&parameters(&[("a", vec![f32::MAX; 4])])).unwrap();
+        assert!((norm / f64::from(f32::MAX) - 2.0).abs() < 1e-12);
+        assert_eq!(global_grad_norm(&Parameters::default()).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn anything_not_finite_shows_in_the_norm() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 17, CHUNK, CHUNK + 20] {
+                let mut grad = vec![1.0; CHUNK + 21];
+                grad[at] = bad;
+                let norm = global_grad_norm(&parameters(&[("a", grad)])).unwrap();
+                assert!(!norm.is_finite());
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_names_zero_and_broken_gradients() {
+        let grads = [
+            ("fine", vec![0.0, 1e-20]),
+            ("detached", vec![0.0, -0.0]),
+            ("nan", vec![1.0, f32::NAN]),
+            ("infinite", vec![f32::INFINITY, 0.0]),
+            ("also.fine", vec![-3.0]),
+        ];
+        let missing = missing_gradients(&parameters(&grads)).unwrap();
+        assert_eq!(missing, ["detached", "nan", "infinite"]);
+    }
+}

@@ -1,0 +1,260 @@
+//! Applying a trainer's messages, and the one way an attempt ends.
+
+use super::attempts::Attempt;
+use super::claim::hash_token;
+use super::events::{Origin, append};
+use super::rows::{exactly_one, to_i64, to_json};
+use super::writer::Tx;
+use super::{Store, StoreError, checkpoints, metrics};
+use crate::domain::{
+    AttemptId, Command, Event, JobError, JobId, Message, MessagesResponse, Phase, Progress, Status,
+    Timestamp,
+};
+
+impl Store {
+    /// Applies messages in order, each at most once, renews the lease, answers what comes next.
+    /// Final events end the attempt and the job in the same transaction. `Requeued` from a trainer gives
+    /// the job back: it is queued again and the attempt does not count as lost.
+    ///
+    /// # Errors
+    /// `Fenced` for a wrong token or an attempt that is over. A resend of messages that were all applied
+    /// before the attempt ended is answered once more: its first answer may have been lost.
+    pub async fn record_messages(
+        &self,
+        attempt: AttemptId,
+        token: &str,
+        messages: Vec<Message>,
+        lease_ms: i64,
+    ) -> Result<MessagesResponse, StoreError> {
+        let token_sha256 = hash_token(token);
+        self.write(move |tx| Box::pin(record(tx, attempt, token_sha256, messages, lease_ms)))
+            .await
+    }
+}
+
+async fn record(
+    tx: &mut Tx,
+    id: AttemptId,
+    token_sha256: String,
+    messages: Vec<Message>,
+    lease_ms: i64,
+) -> Result<MessagesResponse, StoreError> {
+    let mut attempt = Attempt::load(tx, id).await?.ok_or(StoreError::Fenced)?;
+    attempt.check_token(&token_sha256)?;
+    if attempt.is_over {
+        let newest = messages.iter().map(|message| message.seq).max();
+        return match newest {
+            Some(seq) if seq <= attempt.acked_seq => Ok(answer(&attempt)),
+            _ => Err(StoreError::Fenced),
+        };
+    }
+    for message in messages {
+        if message.seq <= attempt.acked_seq {
+            continue;
+        }
+        // After a gap nothing may be applied, or the missing message would come too late.
+        if message.seq != attempt.acked_seq + 1 {
+            break;
+        }
+        attempt.is_over = apply(tx, &attempt, &message).await?;
+        attempt.acked_seq = message.seq;
+        if attempt.is_over {
+            break;
+        }
+    }
+    let result =
+        sqlx::query("UPDATE attempt SET acked_seq = ?2, lease_expires_at = ?3 WHERE id = ?1")
+            .bind(id.to_string())
+            .bind(to_i64(attempt.acked_seq))
+            .bind(tx.now.plus_ms(lease_ms).0)
+            .execute(&mut tx.conn)
+            .await?;
+    exactly_one(&result)?;
+    Ok(answer(&attempt))
+}
+
+fn answer(attempt: &Attempt) -> MessagesResponse {
+    let stop = attempt.cancel_requested && !attempt.is_over;
+    MessagesResponse {
+        acked_seq: attempt.acked_seq,
+        command: if stop {
+            Command::Cancel
+        } else {
+            Command::Continue
+        },
+    }
+}
+
+/// Applies one message; true if it ended the attempt.
+async fn apply(tx: &mut Tx, attempt: &Attempt, message: &Message) -> Result<bool, StoreError> {
+    let job = attempt.job_id;
+    // The trainer knows best when it happened, but not before it existed and not in the future.
+    let at = message
+        .at
+        .max(attempt.created_at)
+        .min(tx.now.max(attempt.created_at));
+    let origin = Origin {
+        attempt: Some(attempt.number),
+        message_seq: Some(to_i64(message.seq)),
+        at,
+    };
+    let ending = match &message.event {
+        Event::Progress(progress) => return set_progress(tx, job, progress).await.map(|()| false),
+        Event::Phase { phase } => {
+            set_phase(tx, job, *phase).await?;
+            append(tx, job, origin, &message.event).await?;
+            return Ok(false);
+        }
+        Event::Log { .. } | Event::ClassificationReport { .. } => {
+            append(tx, job, origin, &message.event).await?;
+            return Ok(false);
+        }
+        Event::Metrics {
+            step,
+            epoch,
+            values,
+        } => {
+            metrics::record(tx, job, origin, (*step, *epoch), values).await?;
+            return Ok(false);
+        }
+        Event::Checkpoint(record) => {
+            checkpoints::insert(tx, job, attempt.number, origin, record).await?;
+            return Ok(false);
+        }
+        Event::CheckpointRemoved { step } => {
+            checkpoints::remove(tx, job, origin, *step).await?;
+            return Ok(false);
+        }
+        // Said by the server alone; from a trainer they mean nothing.
+        Event::Queued {} | Event::Started { .. } => return Ok(false),
+        Event::Requeued { .. } if attempt.cancel_requested => Ending::Cancelled,
+        Event::Requeued { reason } => Ending::Returned {
+            reason: reason.clone(),
+        },
+        Event::Succeeded { model_step } => Ending::Succeeded {
+            model_step: *model_step,
+        },
+        Event::Failed { error } => Ending::Failed {
+            error: error.clone(),
+        },
+        Event::Cancelled {} => Ending::Cancelled,
+    };
+    finish(tx, attempt, origin.message_seq, at, ending).await?;
+    Ok(true)
+}
+
+async fn set_progress(tx: &mut Tx, job: JobId, progress: &Progress) -> Result<(), StoreError> {
+    let result = sqlx::query("UPDATE job SET progress = ?2 WHERE id = ?1 AND status = 'running'")
+        .bind(job.to_string())
+        .bind(to_json(progress)?)
+        .execute(&mut tx.conn)
+        .await?;
+    tx.touch(job);
+    exactly_one(&result)
+}
+
+async fn set_phase(tx: &mut Tx, job: JobId, phase: Phase) -> Result<(), StoreError> {
+    let result = sqlx::query("UPDATE job SET phase = ?2 WHERE id = ?1 AND status = 'running'")
+        .bind(job.to_string())
+        .bind(phase.as_str())
+        .execute(&mut tx.conn)
+        .await?;
+    exactly_one(&result)
+}
+
+/// How an attempt ends, and with it what becomes of its job.
+pub(super) enum Ending {
+    Succeeded {
+        model_step: u64,
+    },
+    Failed {
+        error: JobError,
+    },
+    Cancelled,
+    /// Given back in good order: queued again, not counted.
+    Returned {
+        reason: String,
+    },
+    /// The trainer is gone: queued again, counted.
+    Lost {
+        reason: String,
+    },
+}
+
+impl Ending {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Succeeded { .. } => "succeeded",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Returned { .. } => "returned",
+            Self::Lost { .. } => "lost",
+        }
+    }
+
+    fn status(&self) -> Status {
+        match self {
+            Self::Succeeded { .. } => Status::Succeeded,
+            Self::Failed { .. } => Status::Failed,
+            Self::Cancelled => Status::Cancelled,
+            Self::Returned { .. } | Self::Lost { .. } => Status::Queued,
+        }
+    }
+
+    fn event(self) -> Event {
+        match self {
+            Self::Succeeded { model_step } => Event::Succeeded { model_step },
+            Self::Failed { error } => Event::Failed { error },
+            Self::Cancelled => Event::Cancelled {},
+            Self::Returned { reason } | Self::Lost { reason } => Event::Requeued { reason },
+        }
+    }
+}
+
+/// Ends the attempt, moves the job on and tells of it, all or nothing. The only way out of `running`.
+pub(super) async fn finish(
+    tx: &mut Tx,
+    attempt: &Attempt,
+    message_seq: Option<i64>,
+    at: Timestamp,
+    ending: Ending,
+) -> Result<(), StoreError> {
+    let result = sqlx::query(
+        "UPDATE attempt SET outcome = ?2, ended_at = ?3 WHERE id = ?1 AND ended_at IS NULL",
+    )
+    .bind(attempt.id.to_string())
+    .bind(ending.outcome())
+    .bind(tx.now.0)
+    .execute(&mut tx.conn)
+    .await?;
+    exactly_one(&result)?;
+
+    let status = ending.status();
+    let (model_step, error) = match &ending {
+        Ending::Succeeded { model_step } => (Some(to_i64(*model_step)), None),
+        Ending::Failed { error } => (None, Some(to_json(error)?)),
+        _ => (None, None),
+    };
+    let result = sqlx::query(
+        "UPDATE job SET status = ?3, phase = NULL, model_step = ?4, error = ?5, finished_at = ?6, \
+             cancel_requested_at = NULL \
+         WHERE id = ?1 AND status = 'running' AND attempt = ?2",
+    )
+    .bind(attempt.job_id.to_string())
+    .bind(attempt.number)
+    .bind(status.as_str())
+    .bind(model_step)
+    .bind(error)
+    .bind(status.is_final().then_some(tx.now.0))
+    .execute(&mut tx.conn)
+    .await?;
+    exactly_one(&result)?;
+
+    let origin = Origin {
+        attempt: Some(attempt.number),
+        message_seq,
+        at,
+    };
+    append(tx, attempt.job_id, origin, &ending.event()).await?;
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Handing the oldest queued job to a slot.
+
+use sha2::{Digest, Sha256};
+
+use super::events::{Origin, append};
+use super::rows::{get_count, get_parsed};
+use super::types::ClaimedAttempt;
+use super::writer::Tx;
+use super::{Store, StoreError};
+use crate::domain::{AttemptId, Event, JobId};
+
+/// One statement finds and takes the job. The single writer makes two claims of one job impossible; the
+/// guard and the unique index on open attempts would refuse them anyway.
+pub(super) const CLAIM: &str = "UPDATE job SET status = 'running', phase = 'starting', attempt = attempt + 1, \
+         started_at = COALESCE(started_at, ?1) \
+     WHERE status = 'queued' \
+       AND id = (SELECT id FROM job WHERE status = 'queued' ORDER BY id LIMIT 1) \
+     RETURNING id, attempt";
+
+impl Store {
+    /// Takes the oldest queued job, if any: one guarded statement that sets it running, attempt + 1.
+    pub async fn claim_next(&self, lease_ms: i64) -> Result<Option<ClaimedAttempt>, StoreError> {
+        self.write(move |tx| Box::pin(claim(tx, lease_ms))).await
+    }
+}
+
+async fn claim(tx: &mut Tx, lease_ms: i64) -> Result<Option<ClaimedAttempt>, StoreError> {
+    let row = sqlx::query(CLAIM)
+        .bind(tx.now.0)
+        .fetch_optional(&mut tx.conn)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let job_id: JobId = get_parsed(&row, "id")?;
+    let attempt: u32 = get_count(&row, "attempt")?;
+    let attempt_id = AttemptId(tx.ids.next_uuid());
+    let token = tx.ids.next_secret();
+    sqlx::query(
+        "INSERT INTO attempt (id, job_id, number, token_sha256, lease_expires_at, created_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )
+    .bind(attempt_id.to_string())
+    .bind(job_id.to_string())
+    .bind(attempt)
+    .bind(hash_token(&token))
+    .bind(tx.now.plus_ms(lease_ms).0)
+    .bind(tx.now.0)
+    .execute(&mut tx.conn)
+    .await?;
+    let origin = Origin {
+        attempt: Some(attempt),
+        message_seq: None,
+        at: tx.now,
+    };
+    append(tx, job_id, origin, &Event::Started { attempt }).await?;
+    Ok(Some(ClaimedAttempt {
+        attempt_id,
+        attempt,
+        job_id,
+        token,
+    }))
+}
+
+/// SHA-256 of a token as 64 hexadecimal digits. The token has 256 random bits, so no slow hash is needed.
+pub(super) fn hash_token(token: &str) -> String {
+    Sha256::digest(token.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Compares two hashes without stopping at the first difference.
+pub(super) fn same_hash(a: &str, b: &str) -> bool {
+    a.len() == b.len()
+        && a.bytes()
+            .zip(b.bytes())
+            .fold(0, |acc, (x, y)| acc | (x ^ y))
+            == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_compare_by_content() {
+        // SHA-256 of "abc", FIPS 180-2 appendix B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash_token("abc"), abc);
+        assert!(same_hash(&hash_token("abc"), abc));
+        assert!(!same_hash(&hash_token("abd"), abc));
+        assert!(!same_hash("", abc));
+    }
+}

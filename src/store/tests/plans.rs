@@ -1,0 +1,51 @@
+//! Every query that runs often finds its rows through an index, in order.
+
+use sqlx::Row;
+
+use super::*;
+use crate::store::{attempts, checkpoints, claim, datasets, events, jobs, metrics};
+
+const HOT: [&str; 14] = [
+    jobs::SELECT,
+    jobs::LIST,
+    jobs::LIST_BY_STATUS,
+    jobs::QUEUE_POSITION,
+    claim::CLAIM,
+    events::PAGE,
+    metrics::ALL,
+    metrics::ONE,
+    checkpoints::LIST,
+    datasets::SELECT,
+    datasets::LIST,
+    datasets::USED_BY,
+    attempts::EXPIRED,
+    attempts::OVERDUE_CANCELS,
+];
+
+#[tokio::test]
+async fn hot_queries_use_an_index() {
+    let f = Fixture::new().await;
+    for sql in HOT {
+        let plan = plan(&f.store, sql).await;
+        assert!(!plan.is_empty(), "{sql}");
+        for step in plan {
+            let whole_table = step.starts_with("SCAN") && step != "SCAN CONSTANT ROW";
+            assert!(
+                !whole_table && !step.contains("TEMP B-TREE"),
+                "{sql}\n{step}"
+            );
+        }
+    }
+    // The list of open attempts is the index of open attempts, read in order.
+    let open = plan(&f.store, attempts::OPEN).await;
+    assert_eq!(open, ["SCAN attempt USING INDEX attempt_open_by_lease"]);
+}
+
+async fn plan(store: &Store, sql: &str) -> Vec<String> {
+    let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+    let rows = sqlx::query(explain)
+        .fetch_all(store.readers())
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.get("detail")).collect()
+}

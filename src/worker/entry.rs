@@ -1,0 +1,183 @@
+//! `chandler train`: one attempt at one job, in a process of its own. Reads the spec from the server,
+//! trains, reports. It never opens the database, and a crash here cannot hurt the API.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::artifacts::DataDir;
+use crate::domain::{
+    AttemptId, AttemptSpec, Command, ErrorCode, Event, JobError, LogLevel, Phase, SystemClock,
+};
+use crate::hub::{Hub, HubEnv, HubOptions};
+use crate::kernels::pool;
+use crate::train::{self, Observer, Outcome, TrainJob};
+
+use super::reporter::{Reporter, fetch_spec};
+
+/// How long the last messages may take to reach the server. While it is away the spool keeps them.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the server tells a trainer on its command line; the token comes through the environment.
+#[derive(Clone, Debug)]
+pub struct TrainerArguments {
+    /// Base URL of the server.
+    pub server_url: String,
+    /// The attempt.
+    pub attempt_id: AttemptId,
+    /// Folder for the spool and the log.
+    pub attempt_dir: PathBuf,
+    /// The attempt's token.
+    pub token: String,
+    /// Threads to train with.
+    pub threads: usize,
+}
+
+/// Runs the attempt to its end.
+pub fn run(arguments: &TrainerArguments) -> ExitCode {
+    let stop = Arc::new(AtomicBool::new(false));
+    if let Err(error) = stop_on_sigterm(Arc::clone(&stop)) {
+        tracing::error!(%error, "signals cannot be watched");
+        return ExitCode::from(2);
+    }
+    pool::set_threads(arguments.threads);
+    pool::flush_denormals();
+    let spec = match fetch_spec(
+        &arguments.server_url,
+        arguments.attempt_id,
+        &arguments.token,
+    ) {
+        Ok(spec) => spec,
+        Err(error) => {
+            tracing::error!(%error, "the attempt's spec cannot be read");
+            return ExitCode::from(2);
+        }
+    };
+    let reporter = match Reporter::start(
+        &arguments.server_url,
+        arguments.attempt_id,
+        &arguments.token,
+        &arguments.attempt_dir,
+        Arc::new(SystemClock),
+        spec.heartbeat_ms,
+    ) {
+        Ok(reporter) => reporter,
+        Err(error) => {
+            tracing::error!(%error, "the spool cannot be opened");
+            return ExitCode::from(2);
+        }
+    };
+    let reporting = Reporting { reporter, stop };
+    reporting.end(attempt(&spec, &reporting))
+}
+
+/// Resolves the base model and trains. A panic in the engine becomes an error of the job.
+fn attempt(spec: &AttemptSpec, observer: &Reporting) -> Result<Outcome, JobError> {
+    let work = std::panic::AssertUnwindSafe(|| {
+        observer.phase(Phase::ResolvingModel);
+        let data_dir = DataDir::at(&spec.data_dir);
+        let hub = Hub::new(HubOptions::new(data_dir.clone(), HubEnv::from_process()));
+        let model = hub.resolve(&spec.spec.model)?;
+        observer.log(
+            LogLevel::Info,
+            format!("base model {} in {}", spec.spec.model, model.dir.display()),
+        );
+        train::run(
+            &TrainJob {
+                job_id: spec.job_id,
+                spec: spec.spec.clone(),
+                train: spec.train.clone(),
+                eval: spec.eval.clone(),
+                model_dir: model.dir,
+                checkpoints_dir: data_dir.checkpoints_dir(spec.job_id),
+            },
+            observer,
+        )
+    });
+    std::panic::catch_unwind(work).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        tracing::error!(message, "the trainer panicked");
+        Err(JobError::new(
+            ErrorCode::InternalError,
+            format!("the trainer panicked: {message}"),
+        ))
+    })
+}
+
+/// The observer that reports to the server.
+struct Reporting {
+    reporter: Reporter,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Reporting {
+    fn event(&self, event: Event) {
+        self.reporter.event(event);
+    }
+
+    fn command(&self) -> Command {
+        match self.reporter.command() {
+            Command::Continue if self.stop.load(Ordering::Relaxed) => Command::Pause,
+            command => command,
+        }
+    }
+}
+
+impl Reporting {
+    /// Reports how it ended.
+    fn end(&self, outcome: Result<Outcome, JobError>) -> ExitCode {
+        if self.reporter.is_fenced() {
+            tracing::warn!("the attempt was fenced: another one holds the job");
+            return ExitCode::SUCCESS;
+        }
+        self.reporter.event(match outcome {
+            Ok(Outcome::Finished { model_step }) => Event::Succeeded { model_step },
+            Ok(Outcome::Cancelled) => Event::Cancelled {},
+            Ok(Outcome::Paused) => Event::Requeued {
+                reason: "the trainer was asked to leave; it saved a checkpoint".to_owned(),
+            },
+            Err(error) => {
+                tracing::error!(%error, "the job failed");
+                Event::Failed { error }
+            }
+        });
+        if self.reporter.flush(FLUSH_TIMEOUT) {
+            ExitCode::SUCCESS
+        } else {
+            tracing::error!("the last messages did not reach the server");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// SIGTERM and SIGINT mean: save, report, leave. Watched by a small runtime on a thread of its own.
+fn stop_on_sigterm(stop: Arc<AtomicBool>) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                let (Ok(mut term), Ok(mut int)) = (
+                    signal(SignalKind::terminate()),
+                    signal(SignalKind::interrupt()),
+                ) else {
+                    return;
+                };
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+        })?;
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Ways to start and stop a trainer. Everything else about it goes through the attempt protocol, which is
+//! the same wherever the trainer runs.
+
+mod local;
+mod log_tail;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(super) use local::LocalExecutor;
+#[cfg(test)]
+pub(super) use local::tests::write_script;
+
+use crate::domain::{AttemptId, JobError, JobId};
+use crate::store::ClaimedAttempt;
+
+/// The attempt's token travels in this environment variable: arguments can be read by every user.
+pub const TOKEN_ENV: &str = "CHANDLER_ATTEMPT_TOKEN";
+
+/// A way to start and stop trainers. Exits are told through the channel it was made with.
+pub(super) trait Executor: Send + Sync + std::fmt::Debug {
+    /// Starts a trainer for this attempt.
+    ///
+    /// # Errors
+    /// `trainer_start_failed`, for the user.
+    fn start(&self, claimed: &ClaimedAttempt) -> Result<(), JobError>;
+
+    /// Asks the trainer to leave, kills it after `grace`. Asking again can only shorten the grace. False
+    /// if this executor has no such trainer.
+    fn stop(&self, attempt: AttemptId, grace: Duration) -> bool;
+
+    /// Trainers that have not ended.
+    fn live(&self) -> Vec<AttemptId>;
+}
+
+/// Where an attempt's `events.jsonl` and `trainer.log` lie.
+pub fn attempt_dir(data_dir: &Path, job: JobId, attempt: u32) -> PathBuf {
+    data_dir
+        .join("jobs")
+        .join(job.to_string())
+        .join("attempts")
+        .join(attempt.to_string())
+}

@@ -1,0 +1,52 @@
+//! How the worker behaves.
+
+use std::path::PathBuf;
+
+/// How the worker behaves.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Trainers at a time; 0 trains nothing.
+    pub slots: u32,
+    /// The server's data directory.
+    pub data_dir: PathBuf,
+    /// Where trainers reach this server, such as `http://127.0.0.1:8080`.
+    pub server_url: String,
+    /// The program whose `train` subcommand is the trainer: this executable.
+    pub trainer_program: PathBuf,
+    /// A trainer that reports nothing for this long is lost.
+    pub lease_ms: i64,
+    /// Trainers report at least this often.
+    pub heartbeat_ms: u64,
+    /// Passed on as `--threads`; without it the trainer chooses.
+    pub threads_per_trainer: Option<u32>,
+    /// A job fails when it lost this many trainers. A resumed attempt goes on from the newest checkpoint.
+    pub max_attempts: u32,
+    /// After a cancel the trainer has this long to end by itself; then SIGTERM.
+    pub cancel_grace_ms: i64,
+    /// From SIGTERM to SIGKILL.
+    pub kill_after_ms: u64,
+}
+
+impl WorkerOptions {
+    /// One slot, and times that suit one machine.
+    pub fn new(data_dir: PathBuf, server_url: String, trainer_program: PathBuf) -> Self {
+        Self {
+            slots: 1,
+            data_dir,
+            server_url,
+            trainer_program,
+            lease_ms: 30_000,
+            heartbeat_ms: 2_000,
+            threads_per_trainer: None,
+            max_attempts: 3,
+            cancel_grace_ms: 10_000,
+            kill_after_ms: 5_000,
+        }
+    }
+
+    /// The lease, but never under three heartbeats: one slow answer must not fence a healthy trainer.
+    pub fn effective_lease_ms(&self) -> i64 {
+        let three = i64::try_from(self.heartbeat_ms.saturating_mul(3)).unwrap_or(i64::MAX);
+        self.lease_ms.max(three)
+    }
+}

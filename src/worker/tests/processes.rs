@@ -1,0 +1,63 @@
+//! The worker with real processes: shell scripts in place of the trainer.
+
+use super::*;
+
+fn script(f: &Fixture, text: &str) {
+    executor::write_script(f.folder.path(), text);
+}
+
+#[tokio::test]
+async fn a_trainer_killed_from_outside_fails_its_job_in_the_end() {
+    let f = Fixture::new().await;
+    script(&f, "kill -9 $$");
+    let job = f.job().await;
+    let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
+    let failed = f.until(job, Status::Failed).await;
+    assert_eq!(failed.attempt, 2);
+    let error = failed.error.unwrap();
+    assert_eq!(error.code, ErrorCode::TrainerDied);
+    assert_eq!(
+        error.message,
+        "the trainer process was killed by signal 9 (SIGKILL)"
+    );
+    worker.shutdown(Shutdown::Leave).await;
+}
+
+#[tokio::test]
+async fn a_trainer_that_ignores_everything_ends_with_the_worker() {
+    let f = Fixture::new().await;
+    script(
+        &f,
+        "trap '' TERM; echo $$ > pid; while :; do sleep 0.01; done",
+    );
+    let job = f.job().await;
+    let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
+    f.until(job, Status::Running).await;
+    let pid_file = attempt_dir(f.folder.path(), job, 1).join("pid");
+    let pid = loop {
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        if let Ok(pid) = text.trim().parse() {
+            break nix::unistd::Pid::from_raw(pid);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    worker.shutdown(Shutdown::Stop { grace_ms: 1 }).await;
+    assert!(nix::sys::signal::kill(pid, None).is_err());
+    let queued = f.read(job).await;
+    assert_eq!((queued.status, queued.attempt), (Status::Queued, 1));
+}
+
+#[tokio::test]
+async fn a_cancelled_trainer_that_dies_is_cancelled() {
+    let f = Fixture::new().await;
+    script(&f, "while ! [ -e go ]; do sleep 0.01; done; exit 3");
+    let job = f.job().await;
+    let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
+    f.until(job, Status::Running).await;
+    f.store.cancel_job(job).await.unwrap();
+    let dir = attempt_dir(f.folder.path(), job, 1);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("go"), "").unwrap();
+    f.until(job, Status::Cancelled).await;
+    worker.shutdown(Shutdown::Leave).await;
+}
