@@ -65,7 +65,7 @@ pub mod domain;
 pub mod heads;
 pub mod http;
 pub mod hub;
-#[allow(unsafe_code, reason = "the one module with unsafe blocks")]
+#[allow(unsafe_code, reason = "the one module that may")]
 pub mod kernels;
 pub mod layers;
 pub mod metrics;

@@ -20,7 +20,9 @@ fn refused(server: &TestServer, query: &str, content_type: &str, body: &[u8]) ->
     let listed = server.get_json("/v1/datasets");
     assert_eq!(listed["data"], json!([]), "nothing was kept");
     assert_eq!(
-        std::fs::read_dir(server.data_dir.join("tmp")).unwrap().count(),
+        std::fs::read_dir(server.data_dir.join("tmp"))
+            .unwrap()
+            .count(),
         0,
         "no temporary file is left"
     );
@@ -51,11 +53,36 @@ fn files_that_are_no_datasets_are_refused_with_the_line() {
     for (content_type, body, code, line) in [
         ("text/csv", &b""[..], "dataset_empty", None),
         ("text/csv", b"text,label\n", "dataset_empty", None),
-        ("text/csv", b"text,label\na,b\nc\n", "dataset_ragged_row", Some(3)),
-        ("text/csv", b"text,label\na,b\n\xff\xfe,b\n", "dataset_not_utf8", Some(3)),
-        ("text/csv", b"text,label\n\"open,b\n", "dataset_malformed", Some(2)),
-        ("application/x-ndjson", b"{\"text\":\"a\"}\n{oops\n", "dataset_malformed", Some(2)),
-        ("text/tab-separated-values", b"a\tb\nc\td\te\n", "dataset_ragged_row", Some(2)),
+        (
+            "text/csv",
+            b"text,label\na,b\nc\n",
+            "dataset_ragged_row",
+            Some(3),
+        ),
+        (
+            "text/csv",
+            b"text,label\na,b\n\xff\xfe,b\n",
+            "dataset_not_utf8",
+            Some(3),
+        ),
+        (
+            "text/csv",
+            b"text,label\n\"open,b\n",
+            "dataset_malformed",
+            Some(2),
+        ),
+        (
+            "application/x-ndjson",
+            b"{\"text\":\"a\"}\n{oops\n",
+            "dataset_malformed",
+            Some(2),
+        ),
+        (
+            "text/tab-separated-values",
+            b"a\tb\nc\td\te\n",
+            "dataset_ragged_row",
+            Some(2),
+        ),
     ] {
         let problem = refused(&server, "name=x", content_type, body);
         assert_eq!(problem["code"], code, "{problem}");
@@ -100,11 +127,17 @@ fn labels_must_make_sense() {
     let error = failure(&server, &body);
     assert_eq!(error["code"], "label_unknown");
     assert_eq!(error["line"], 3);
-    assert!(error["message"].as_str().unwrap().contains("neutral"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("neutral"),
+        "{error}"
+    );
 
     let unlabelled = server.csv("text,label\na film,x\nthe story,\nplot,y\n");
     let error = failure(&server, &spec(&model, &unlabelled));
-    assert_eq!((error["code"].as_str(), error["line"].as_u64()), (Some("value_invalid"), Some(3)));
+    assert_eq!(
+        (error["code"].as_str(), error["line"].as_u64()),
+        (Some("value_invalid"), Some(3))
+    );
     still_works(&server);
 }
 
@@ -129,7 +162,7 @@ fn an_unknown_model_lists_all_that_was_tried() {
     let error = failure(&server, &spec(Path::new("nobody/nothing"), &dataset));
     assert_eq!(error["code"], "model_not_found");
     let message = error["message"].as_str().unwrap();
-    for tried in ["folder", "job", "cache", "HF_HUB_OFFLINE"] {
+    for tried in ["local folder", "hub cache", "HF_HUB_OFFLINE"] {
         assert!(message.contains(tried), "{tried} is not in: {message}");
     }
     still_works(&server);
@@ -150,7 +183,10 @@ fn broken_base_models_are_named_for_what_they_are() {
     let unsupported = edit_config("t5", "model_type", json!("t5"));
     let error = failure(&server, &spec(&unsupported, &dataset));
     assert_eq!(error["code"], "model_type_unsupported");
-    assert!(error["message"].as_str().unwrap().contains("bert"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("bert"),
+        "{error}"
+    );
 
     for (key, value) in [
         ("hidden_size", json!(4_000_000_000u64)),
@@ -173,7 +209,11 @@ fn broken_base_models_are_named_for_what_they_are() {
     assert_eq!(error["code"], "model_invalid", "{error}");
 
     let pickle = tiny(&server, "pickle");
-    std::fs::rename(pickle.join("model.safetensors"), pickle.join("pytorch_model.bin")).unwrap();
+    std::fs::rename(
+        pickle.join("model.safetensors"),
+        pickle.join("pytorch_model.bin"),
+    )
+    .unwrap();
     let error = failure(&server, &spec(&pickle, &dataset));
     assert_eq!(error["code"], "model_pickle_refused", "{error}");
     still_works(&server);
@@ -196,11 +236,15 @@ fn a_diverging_training_stops_before_the_update() {
     let model = tiny(&server, "tiny");
     let dataset = server.csv(&reviews(32));
     let mut body = spec(&model, &dataset);
-    body["training_args"] = json!({"learning_rate": 1e38, "max_grad_norm": 0, "num_train_epochs": 20});
+    body["training_args"] =
+        json!({"learning_rate": 1e38, "max_grad_norm": 0, "num_train_epochs": 20});
     let error = failure(&server, &body);
     assert_eq!(error["code"], "non_finite_loss", "{error}");
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains("step") && message.contains("lines"), "{message}");
+    assert!(
+        message.contains("step") && message.contains("lines"),
+        "{message}"
+    );
     still_works(&server);
 }
 
@@ -226,15 +270,29 @@ fn a_trainer_killed_from_outside_fails_only_its_job() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     };
     assert_eq!(job["error"]["code"], "trainer_died", "{job}");
-    assert!(job["error"]["message"].as_str().unwrap().contains("SIGKILL"), "{job}");
-    assert_eq!(killed.len(), 3, "three trainers may die before the job fails");
+    assert!(
+        job["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("SIGKILL"),
+        "{job}"
+    );
+    assert_eq!(
+        killed.len(),
+        3,
+        "three trainers may die before the job fails"
+    );
     assert_eq!(server.wait(&waiting)["status"], "succeeded");
 }
 
 /// Kills the trainer of a job (found by its working directory); answers its process id.
 fn kill_trainer(job: &str) -> Option<i32> {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<i32>().ok())
+        else {
             continue;
         };
         let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else {

@@ -21,18 +21,31 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "train",
         &[
-            "domain", "artifacts", "kernels", "layers", "models", "metrics", "heads", "data", "optim",
+            "domain",
+            "artifacts",
+            "kernels",
+            "layers",
+            "models",
+            "metrics",
+            "heads",
+            "data",
+            "optim",
         ],
     ),
     ("worker", &["domain", "config", "store", "artifacts"]),
-    (
-        "http",
-        &["domain", "config", "store", "artifacts", "data"],
-    ),
+    ("http", &["domain", "config", "store", "artifacts", "data"]),
     (
         "cli",
         &[
-            "domain", "config", "telemetry", "store", "artifacts", "hub", "train", "worker", "http",
+            "domain",
+            "config",
+            "telemetry",
+            "store",
+            "artifacts",
+            "hub",
+            "train",
+            "worker",
+            "http",
         ],
     ),
 ];
@@ -43,12 +56,28 @@ const ENTRY: (&str, &[&str]) = ("worker/entry.rs", &["hub", "kernels", "train"])
 /// Crates that whole groups of modules never touch.
 const FORBIDDEN_CRATES: &[(&[&str], &[&str])] = &[
     (
-        &["domain", "config", "store", "http", "artifacts", "hub", "data"],
+        &[
+            "domain",
+            "config",
+            "store",
+            "http",
+            "artifacts",
+            "hub",
+            "data",
+        ],
         &["candle_core", "candle_nn"],
     ),
     (
         &[
-            "domain", "kernels", "layers", "models", "metrics", "heads", "data", "optim", "train",
+            "domain",
+            "kernels",
+            "layers",
+            "models",
+            "metrics",
+            "heads",
+            "data",
+            "optim",
+            "train",
             "artifacts",
         ],
         &["sqlx", "axum", "tokio", "reqwest"],
@@ -89,16 +118,23 @@ fn a_planted_bad_edge_is_seen() {
         ("worker/dispatcher.rs", "use crate::train;"),
         ("http/v1/jobs/get.rs", "use candle_core::Tensor;"),
         ("train/trainer.rs", "    tokio::spawn(async {});"),
-        ("data/batch.rs", "unsafe { std::hint::unreachable_unchecked() }"),
+        (
+            "data/batch.rs",
+            "unsafe { std::hint::unreachable_unchecked() }",
+        ),
     ] {
         let planted = BTreeMap::from([(PathBuf::from(path), line.to_owned())]);
         assert_eq!(violations(&planted).len(), 1, "{path}: {line}");
     }
     let fine = BTreeMap::from([
-        (PathBuf::from("worker/entry.rs"), "use crate::train;".to_owned()),
+        (
+            PathBuf::from("worker/entry.rs"),
+            "use crate::train;".to_owned(),
+        ),
         (
             PathBuf::from("store/jobs.rs"),
-            "use crate::domain::JobId;\n#[cfg(test)]\nmod tests {\n    use crate::http;\n}".to_owned(),
+            "use crate::domain::JobId;\n#[cfg(test)]\nmod tests {\n    use crate::http;\n}"
+                .to_owned(),
         ),
     ]);
     assert!(violations(&fine).is_empty());
@@ -119,8 +155,16 @@ fn files_stay_readable() {
 #[test]
 fn the_top_level_stays_small() {
     const KNOWN: [&str; 10] = [
-        "Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "benches", "docker", "migrations", "openapi",
-        "src", "tests",
+        "Cargo.toml",
+        "Cargo.lock",
+        "LICENSE",
+        "README.md",
+        "benches",
+        "docker",
+        "migrations",
+        "openapi",
+        "src",
+        "tests",
     ];
     const OWN_SETTINGS: [&str; 2] = ["clippy.toml", "rustfmt.toml"];
     let output = std::process::Command::new("git")
@@ -262,6 +306,9 @@ fn sources() -> BTreeMap<PathBuf, String> {
 /// Files named so are included under `#[cfg(test)]`.
 fn is_test_file(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_string_lossy();
-    name == "tests" || name.ends_with("_tests") || name == "oracle" || name == "testing"
+    name == "tests"
+        || name.ends_with("_tests")
+        || name == "oracle"
+        || name == "testing"
         || path.components().any(|c| c.as_os_str() == "tests")
 }

@@ -33,9 +33,9 @@ impl Server {
     /// # Errors
     /// `data_dir_not_writable`, `data_dir_locked`, `port_in_use`, or a database that cannot be opened.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
-        let data_dir = DataDir::open(&config.data_dir)?;
-        let lock = data_dir.lock()?;
-        data_dir.sweep_tmp()?;
+        let data_dir = DataDir::open(&config.data_dir).map_err(JobError::from)?;
+        let lock = data_dir.lock().map_err(JobError::from)?;
+        data_dir.sweep_tmp().map_err(JobError::from)?;
         let listener = bind(config.listen).await?;
         let address = listener.local_addr()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -64,11 +64,7 @@ impl Server {
             shutdown: shutdown.clone(),
             subscribers: Subscribers::default(),
         };
-        let http = tokio::spawn(http::serve(
-            listener,
-            http::router(state),
-            shutdown.clone(),
-        ));
+        let http = tokio::spawn(http::serve(listener, http::router(state), shutdown.clone()));
         Ok(Self {
             address,
             store,

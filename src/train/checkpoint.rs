@@ -36,8 +36,7 @@ pub fn save(
     state: &TrainerState,
     resumable: bool,
 ) -> Result<CheckpointRecord, JobError> {
-    let writer =
-        CheckpointWriter::begin(&job.checkpoints_dir, state.global_step)?;
+    let writer = CheckpointWriter::begin(&job.checkpoints_dir, state.global_step)?;
     let dir = writer.dir();
     write_weights(dir, learner)?;
     if resumable {

@@ -50,9 +50,7 @@ pub fn evaluate(
         loss += sum;
         batches += 1;
         let predictions: Vec<u32> = logits.chunks(labels.len()).map(argmax).collect();
-        scores
-            .update(&predictions, &batch.labels)
-            .map_err(engine)?;
+        scores.update(&predictions, &batch.labels).map_err(engine)?;
     }
     #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
     let (n, batches) = (rows.len().max(1) as f64, batches as f64);

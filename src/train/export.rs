@@ -36,13 +36,22 @@ pub fn write_model_files(
     labels: &LabelMap,
     state: &TrainerState,
 ) -> Result<(), JobError> {
-    write_json(&dir.join("config.json"), &config(&setup.base_config, labels))?;
-    write_json(&dir.join("trainer_state.json"), &trainer_state(job, setup, state))?;
+    write_json(
+        &dir.join("config.json"),
+        &config(&setup.base_config, labels),
+    )?;
+    write_json(
+        &dir.join("trainer_state.json"),
+        &trainer_state(job, setup, state),
+    )?;
     write_json(
         &dir.join(CHANDLER_FILE),
         &json!({"job_id": job.job_id, "max_seq_length": job.spec.max_seq_length}),
     )?;
-    write_bytes(&dir.join("README.md"), model_card::render(job, labels, state).as_bytes())?;
+    write_bytes(
+        &dir.join("README.md"),
+        model_card::render(job, labels, state).as_bytes(),
+    )?;
     for name in TOKENIZER_FILES {
         let from = job.model_dir.join(name);
         if from.is_file() {
@@ -81,12 +90,10 @@ fn trainer_state(job: &TrainJob, setup: &Setup, state: &TrainerState) -> Value {
     let args = &job.spec.training_args;
     let epoch = setup.order.epochs_after(state.global_step);
     let epochs_in_all = setup.order.epochs_after(setup.total_steps).ceil();
-    let best_checkpoint = state.best_global_step.map(crate::artifacts::checkpoint_name);
-    let log_history: Vec<Value> = state
-        .log_history
-        .iter()
-        .map(|entry| json!(entry))
-        .collect();
+    let best_checkpoint = state
+        .best_global_step
+        .map(crate::artifacts::checkpoint_name);
+    let log_history: Vec<Value> = state.log_history.iter().map(|entry| json!(entry)).collect();
     let should_stop = state.global_step >= setup.total_steps;
     json!({
         "best_global_step": state.best_global_step,
@@ -135,7 +142,10 @@ mod tests {
         });
         let labels = LabelMap::from_ordered(["no".to_owned(), "yes".to_owned()]);
         let config = config(&base, &labels);
-        assert_eq!(config["architectures"], json!(["BertForSequenceClassification"]));
+        assert_eq!(
+            config["architectures"],
+            json!(["BertForSequenceClassification"])
+        );
         assert_eq!(config["id2label"], json!({"0": "no", "1": "yes"}));
         assert_eq!(config["label2id"], json!({"no": 0, "yes": 1}));
         assert_eq!(config["problem_type"], "single_label_classification");

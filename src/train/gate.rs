@@ -48,8 +48,11 @@ mod tests {
     use crate::layers::Parameter;
 
     fn parameter(name: &str, grad: f32) -> Parameter {
-        let p = Parameter::new(name, Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap())
-            .unwrap();
+        let p = Parameter::new(
+            name,
+            Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        )
+        .unwrap();
         view::write(&p.grad, |g| {
             g[1] = grad;
             Ok(())
@@ -66,7 +69,11 @@ mod tests {
         parameters.push(parameter("bert.encoder.layer.1.output.dense.weight", 0.0));
         let error = check(&parameters).unwrap_err();
         assert_eq!(error.code, ErrorCode::GradientMissing);
-        assert!(error.message.contains("bert.encoder.layer.1.output.dense.weight"));
+        assert!(
+            error
+                .message
+                .contains("bert.encoder.layer.1.output.dense.weight")
+        );
         assert!(!error.message.contains("layer.0"));
     }
 
@@ -80,7 +87,10 @@ mod tests {
     #[test]
     fn a_key_bias_may_be_zero() {
         let mut parameters = Parameters::default();
-        parameters.push(parameter("bert.encoder.layer.0.attention.self.key.bias", 0.0));
+        parameters.push(parameter(
+            "bert.encoder.layer.0.attention.self.key.bias",
+            0.0,
+        ));
         assert!(check(&parameters).is_ok());
     }
 }

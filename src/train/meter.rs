@@ -52,8 +52,8 @@ impl Meter {
         epoch: f64,
         loss: f64,
     ) -> Option<Progress> {
-        let due = global_step == total_steps
-            || self.reported.is_none_or(|t| t.elapsed() >= REPORT_EVERY);
+        let due =
+            global_step == total_steps || self.reported.is_none_or(|t| t.elapsed() >= REPORT_EVERY);
         if !due {
             return None;
         }

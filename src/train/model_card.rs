@@ -19,7 +19,11 @@ const SHOWN: [&str; 6] = [
 
 /// The card's text.
 pub fn render(job: &TrainJob, labels: &LabelMap, state: &TrainerState) -> String {
-    let name = job.spec.name.clone().unwrap_or_else(|| job.job_id.to_string());
+    let name = job
+        .spec
+        .name
+        .clone()
+        .unwrap_or_else(|| job.job_id.to_string());
     let mut card = front_matter(job, &name, state);
     let _ = write!(
         card,
@@ -27,7 +31,10 @@ pub fn render(job: &TrainJob, labels: &LabelMap, state: &TrainerState) -> String
         job.spec.model, job.job_id
     );
     let shown = labels.labels().iter().take(50);
-    let list = shown.map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
+    let list = shown
+        .map(|l| format!("`{l}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let _ = write!(card, "Labels ({}): {list}\n\n", labels.len());
     evaluation(&mut card, state);
     let _ = write!(
@@ -50,7 +57,8 @@ pub fn render(job: &TrainJob, labels: &LabelMap, state: &TrainerState) -> String
 }
 
 fn front_matter(job: &TrainJob, name: &str, state: &TrainerState) -> String {
-    let mut yaml = String::from("---\nlibrary_name: transformers\npipeline_tag: text-classification\n");
+    let mut yaml =
+        String::from("---\nlibrary_name: transformers\npipeline_tag: text-classification\n");
     // A folder or a job id is no model of the Hub, and the Hub refuses a card that says it is.
     let on_hub = job.spec.model.split('@').next().unwrap_or_default();
     if on_hub.matches('/').count() == 1 && !on_hub.starts_with(['.', '/']) {

@@ -54,8 +54,8 @@ impl Predictor {
         let config: serde_json::Value = serde_json::from_str(&text)
             .map_err(|error| invalid(format!("config.json is not JSON: {error}")))?;
         let labels = labels_of(&config)?;
-        let (model, report) = SequenceClassifier::load(dir, labels.len(), 0, Precision::F32)
-            .map_err(model_error)?;
+        let (model, report) =
+            SequenceClassifier::load(dir, labels.len(), 0, Precision::F32).map_err(model_error)?;
         if !report.newly_initialized.is_empty() {
             return Err(invalid(format!(
                 "it has no trained head: {} missing",

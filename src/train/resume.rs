@@ -27,7 +27,10 @@ pub fn newest(
     for skipped in &found.skipped {
         observer.log(
             LogLevel::Warning,
-            format!("the checkpoint of step {} is damaged and was skipped: {}", skipped.step, skipped.reason),
+            format!(
+                "the checkpoint of step {} is damaged and was skipped: {}",
+                skipped.step, skipped.reason
+            ),
         );
     }
     let Some((_, dir, record)) = found.found else {
@@ -46,8 +49,8 @@ pub fn newest(
             .load_state(step, moments)
             .map_err(|e| mismatch(&e.to_string()))?;
     }
-    let text = std::fs::read_to_string(dir.join(PROGRESS_FILE))
-        .map_err(|e| mismatch(&e.to_string()))?;
+    let text =
+        std::fs::read_to_string(dir.join(PROGRESS_FILE)).map_err(|e| mismatch(&e.to_string()))?;
     let state: TrainerState = serde_json::from_str(&text).map_err(|e| mismatch(&e.to_string()))?;
     observer.log(
         LogLevel::Info,

@@ -59,13 +59,14 @@ pub fn write(
     })
 }
 
-/// A file's tensors by name, and its metadata. The file was verified by hash, so it is what we wrote.
+/// A file's tensors by name, and its metadata.
+pub type Contents = (HashMap<String, Tensor>, HashMap<String, String>);
+
+/// What a file holds. It was verified by hash, so it is what we wrote.
 ///
 /// # Errors
 /// `checkpoint_failed` if it cannot be read.
-pub fn read(
-    path: &Path,
-) -> Result<(HashMap<String, Tensor>, HashMap<String, String>), JobError> {
+pub fn read(path: &Path) -> Result<Contents, JobError> {
     let unreadable = |error: &dyn std::fmt::Display| {
         JobError::new(
             ErrorCode::CheckpointFailed,
@@ -75,8 +76,7 @@ pub fn read(
     let bytes = std::fs::read(path).map_err(|e| unreadable(&e))?;
     let (_, header) =
         safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| unreadable(&e))?;
-    let tensors =
-        candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu)
-            .map_err(|e| unreadable(&e))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu)
+        .map_err(|e| unreadable(&e))?;
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
 }

@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{
-    Command, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
-};
+use crate::domain::{Command, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments};
 
 use super::checkpoint;
 use super::data_order::StepPlan;
@@ -185,11 +183,9 @@ impl<'a> Trainer<'a> {
         let Some(evaluation) = evaluation else {
             return Ok(None);
         };
-        let better = self.state.record_evaluation(
-            &evaluation,
-            &args.best_metric(),
-            args.larger_is_better(),
-        );
+        let better =
+            self.state
+                .record_evaluation(&evaluation, &args.best_metric(), args.larger_is_better());
         self.report_metrics(epoch, evaluation.metrics);
         self.observer.event(Event::ClassificationReport {
             step: self.state.global_step,
@@ -283,7 +279,10 @@ impl<'a> Trainer<'a> {
                 "train_steps_per_second".to_owned(),
                 round(steps / runtime, 3),
             ),
-            ("train_loss".to_owned(), self.state.loss_total / steps.max(1.0)),
+            (
+                "train_loss".to_owned(),
+                self.state.loss_total / steps.max(1.0),
+            ),
             ("total_flos".to_owned(), flos),
         ]);
         if let Some(bytes) = super::meter::peak_resident_bytes() {

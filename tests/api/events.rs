@@ -53,6 +53,8 @@ fn the_stream_shows_all_that_happens_and_ends() {
     let mut body = spec(&model, &train);
     body["dataset"]["eval"] = json!(eval);
     body["training_args"]["eval_strategy"] = json!("epoch");
+    body["training_args"]["num_train_epochs"] = json!(60);
+    body["training_args"]["logging_steps"] = json!(50);
     let id = server.job(&body);
 
     let live = stream(&server, &id, None);
@@ -62,7 +64,13 @@ fn the_stream_shows_all_that_happens_and_ends() {
     assert_eq!(ids, expected, "no gap, no repetition");
     assert_eq!(logged[0].event, "queued");
     assert_eq!(logged.last().unwrap().event, "succeeded");
-    for kind in ["started", "phase", "metrics", "classification_report", "checkpoint"] {
+    for kind in [
+        "started",
+        "phase",
+        "metrics",
+        "classification_report",
+        "checkpoint",
+    ] {
         assert!(logged.iter().any(|e| e.event == kind), "no {kind}");
     }
     assert!(live.iter().any(|e| e.event == "progress"));
@@ -97,7 +105,9 @@ fn pages_of_events_follow_each_other() {
     let first = server.get_json(&format!("/v1/jobs/{id}/events?limit=1"));
     assert_eq!(first["has_more"], true);
     let cursor = &first["next_cursor"];
-    let cursor = cursor.as_str().map_or_else(|| cursor.to_string(), str::to_owned);
+    let cursor = cursor
+        .as_str()
+        .map_or_else(|| cursor.to_string(), str::to_owned);
     let second = server.get_json(&format!("/v1/jobs/{id}/events?after={cursor}"));
     assert_eq!(second["data"][0]["type"], "cancelled");
     assert_eq!(second["has_more"], false);

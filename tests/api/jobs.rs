@@ -24,10 +24,16 @@ fn a_posted_job_waits_in_the_queue() {
     assert_eq!(job["name"], "first");
     assert_eq!(job["metadata"], json!({"team": "search"}));
     assert_eq!(job["error"], Value::Null);
-    assert_eq!(job["spec"]["training_args"]["per_device_train_batch_size"], 8);
+    assert_eq!(
+        job["spec"]["training_args"]["per_device_train_batch_size"],
+        8
+    );
     assert_eq!(server.get_json(&location), job);
     let second = server.job(&spec(Path::new(NOWHERE), &dataset));
-    assert_eq!(server.get_json(&format!("/v1/jobs/{second}"))["queue_position"], 2);
+    assert_eq!(
+        server.get_json(&format!("/v1/jobs/{second}"))["queue_position"],
+        2
+    );
     let list = server.get_json("/v1/jobs?status=queued&limit=1");
     assert_eq!(list["data"][0]["id"], second.as_str());
     assert_eq!(list["has_more"], true);
@@ -42,7 +48,10 @@ fn all_errors_of_a_spec_come_at_once() {
     });
     let response = server.post("/v1/jobs", &body);
     assert_eq!(response.status(), 422);
-    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/problem+json"
+    );
     let problem: Value = response.json().unwrap();
     assert_eq!(problem["code"], "validation_failed");
     let pointers: Vec<&str> = problem["errors"]
@@ -84,8 +93,17 @@ fn one_idempotency_key_makes_one_job() {
     let mut other = body.clone();
     other["name"] = json!("other");
     let refused = send(&other);
-    assert_eq!(refused.json::<Value>().unwrap()["code"], "idempotency_key_reused");
-    assert_eq!(server.get_json("/v1/jobs")["data"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        refused.json::<Value>().unwrap()["code"],
+        "idempotency_key_reused"
+    );
+    assert_eq!(
+        server.get_json("/v1/jobs")["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -93,13 +111,25 @@ fn a_queued_job_is_cancelled_at_once_and_then_deleted() {
     let server = TestServer::with_slots(0);
     let dataset = server.csv(&reviews(8));
     let id = server.job(&spec(Path::new(NOWHERE), &dataset));
-    let early = server.http.delete(server.url(&format!("/v1/jobs/{id}"))).send().unwrap();
+    let early = server
+        .http
+        .delete(server.url(&format!("/v1/jobs/{id}")))
+        .send()
+        .unwrap();
     assert_eq!(early.status(), 409);
     let cancelled = server.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
     assert_eq!(cancelled.json::<Value>().unwrap()["status"], "cancelled");
-    let kinds: Vec<Value> = server.events(&id).iter().map(|e| e["type"].clone()).collect();
+    let kinds: Vec<Value> = server
+        .events(&id)
+        .iter()
+        .map(|e| e["type"].clone())
+        .collect();
     assert_eq!(kinds, [json!("queued"), json!("cancelled")]);
-    let deleted = server.http.delete(server.url(&format!("/v1/jobs/{id}"))).send().unwrap();
+    let deleted = server
+        .http
+        .delete(server.url(&format!("/v1/jobs/{id}")))
+        .send()
+        .unwrap();
     assert_eq!(deleted.status(), 204);
     assert_eq!(server.get(&format!("/v1/jobs/{id}")).status(), 404);
 }
@@ -119,7 +149,10 @@ fn a_running_job_is_cancelled_within_a_moment() {
     assert_eq!(job["status"], "cancelled");
     let events = server.events(&id);
     let finals = events.iter().filter(|e| {
-        matches!(e["type"].as_str(), Some("succeeded" | "failed" | "cancelled"))
+        matches!(
+            e["type"].as_str(),
+            Some("succeeded" | "failed" | "cancelled")
+        )
     });
     assert_eq!(finals.count(), 1);
     let conflict = server.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
@@ -135,7 +168,11 @@ fn unknown_paths_ids_and_methods_are_problems() {
         (format!("/v1/jobs/{missing}"), 404, "job_not_found"),
         (format!("/v1/jobs/{missing}/events"), 404, "job_not_found"),
         (format!("/v1/jobs/{missing}/metrics"), 404, "job_not_found"),
-        (format!("/v1/jobs/{missing}/checkpoints"), 404, "job_not_found"),
+        (
+            format!("/v1/jobs/{missing}/checkpoints"),
+            404,
+            "job_not_found",
+        ),
         (format!("/v1/datasets/{missing}"), 404, "dataset_not_found"),
         ("/v1/jobs?status=done".to_owned(), 422, "validation_failed"),
         ("/v1/jobs?colour=red".to_owned(), 422, "validation_failed"),
@@ -143,7 +180,10 @@ fn unknown_paths_ids_and_methods_are_problems() {
     ] {
         let response = server.get(&path);
         assert_eq!(response.status(), status, "{path}");
-        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
         assert_eq!(response.json::<Value>().unwrap()["code"], code, "{path}");
     }
     let wrong = server.http.put(server.url("/v1/jobs")).send().unwrap();

@@ -38,7 +38,12 @@ fn a_port_in_use_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let temp = tempfile::tempdir().unwrap();
     let output = chandler()
-        .args(["serve", "--listen", &taken.local_addr().unwrap().to_string(), "--data-dir"])
+        .args([
+            "serve",
+            "--listen",
+            &taken.local_addr().unwrap().to_string(),
+            "--data-dir",
+        ])
         .arg(temp.path().join("data"))
         .output()
         .unwrap();
@@ -66,7 +71,10 @@ fn a_data_directory_that_cannot_be_written_is_named() {
 fn sigterm_stops_a_server_with_an_open_stream() {
     let server = TestServer::with_slots(0);
     let dataset = server.csv("text,label\na,x\nb,y\n");
-    let job = server.job(&crate::support::spec(std::path::Path::new("org/model"), &dataset));
+    let job = server.job(&crate::support::spec(
+        std::path::Path::new("org/model"),
+        &dataset,
+    ));
     let open = server
         .http
         .get(server.url(&format!("/v1/jobs/{job}/events")))
@@ -76,7 +84,10 @@ fn sigterm_stops_a_server_with_an_open_stream() {
     let started = Instant::now();
     let status = server.stop();
     assert!(status.success());
-    assert!(started.elapsed() < Duration::from_secs(20), "it must not hang");
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "it must not hang"
+    );
     drop(open);
 }
 
@@ -86,7 +97,10 @@ fn what_was_accepted_is_there_after_a_restart() {
     let data_dir = temp.path().join("data");
     let server = TestServer::in_dir(&data_dir, 0);
     let dataset = server.csv("text,label\na,x\nb,y\n");
-    let job = server.job(&crate::support::spec(std::path::Path::new("org/model"), &dataset));
+    let job = server.job(&crate::support::spec(
+        std::path::Path::new("org/model"),
+        &dataset,
+    ));
     let before = server.get_json(&format!("/v1/jobs/{job}"));
     server.stop();
     let server = TestServer::in_dir(&data_dir, 0);

@@ -30,7 +30,10 @@ pub fn write(dir: &Path) {
     };
     save("config.json", &config(vocab.len()));
     save("tokenizer.json", &tokenizer(&vocab));
-    save("tokenizer_config.json", &json!({"tokenizer_class": "BertTokenizer", "model_max_length": 64}));
+    save(
+        "tokenizer_config.json",
+        &json!({"tokenizer_class": "BertTokenizer", "model_max_length": 64}),
+    );
     write_weights(&dir.join("model.safetensors"), &weights(vocab.len()));
 }
 
@@ -89,7 +92,9 @@ fn weights(vocab_size: usize) -> Weights {
     let mut random = Random(1);
     let mut weights: Weights = Vec::new();
     let mut matrix = |name: &str, shape: &[usize]| {
-        let values = (0..shape.iter().product()).map(|_| random.next() * 0.1).collect();
+        let values = (0..shape.iter().product())
+            .map(|_| random.next() * 0.1)
+            .collect();
         weights.push((name.to_owned(), shape.to_vec(), values));
     };
     let d = HIDDEN;
@@ -145,7 +150,10 @@ impl Random {
     fn next(&mut self) -> f32 {
         (0..4)
             .map(|_| {
-                self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                self.0 = self
+                    .0
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 (self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5
             })
             .sum()

@@ -33,7 +33,9 @@ impl Client {
             .query(&[("name", name)])
             .header("content-type", "text/csv")
             .body(csv);
-        answer(request).await.context("failed to upload the data set")
+        answer(request)
+            .await
+            .context("failed to upload the data set")
     }
 
     /// Posts a job; answers it.
@@ -56,8 +58,9 @@ impl Client {
         &self,
         id: &str,
         last_seen: Option<&str>,
-    ) -> anyhow::Result<impl futures_util::Stream<Item = anyhow::Result<sse_stream::Sse>> + Unpin + use<>>
-    {
+    ) -> anyhow::Result<
+        impl futures_util::Stream<Item = anyhow::Result<sse_stream::Sse>> + Unpin + use<>,
+    > {
         use futures_util::StreamExt as _;
         let mut request = self
             .http

@@ -64,10 +64,16 @@ impl View {
             "metrics" => self.metrics(data),
             "classification_report" => self.report = data.clone(),
             "log" if data["level"] != "info" => {
-                self.line(&format!("  {}", data["message"].as_str().unwrap_or_default()));
+                self.line(&format!(
+                    "  {}",
+                    data["message"].as_str().unwrap_or_default()
+                ));
             }
             "requeued" => {
-                self.line(&format!("  requeued: {}", data["reason"].as_str().unwrap_or_default()));
+                self.line(&format!(
+                    "  requeued: {}",
+                    data["reason"].as_str().unwrap_or_default()
+                ));
             }
             "succeeded" | "failed" | "cancelled" => {
                 if let Some(bar) = &self.bar {

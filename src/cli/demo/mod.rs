@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::artifacts::DataDir;
 use crate::config::{Config, Settings};
+use crate::domain::JobError;
 use crate::hub::{Hub, HubEnv, HubOptions, ResolvedModel};
 
 use super::serve::stop_signal;
@@ -56,7 +57,7 @@ impl Demo {
 
     /// Finds the base model before anything is started, so that a download shows and a failure is early.
     fn resolve_model(&self) -> anyhow::Result<ResolvedModel> {
-        let data_dir = DataDir::open(&self.data_dir)?;
+        let data_dir = DataDir::open(&self.data_dir).map_err(JobError::from)?;
         println!("base model  {}", self.model);
         let options = HubOptions {
             progress: Some(Box::new(|line| println!("            {line}"))),
@@ -157,12 +158,7 @@ impl Demo {
 }
 
 /// The demo's job: what one would POST by hand.
-fn job_spec(
-    requested: &str,
-    dir: &Path,
-    train: &Value,
-    eval: &Value,
-) -> anyhow::Result<Value> {
+fn job_spec(requested: &str, dir: &Path, train: &Value, eval: &Value) -> anyhow::Result<Value> {
     // A folder given relative to this process means nothing to others.
     let model = if Path::new(requested).is_dir() {
         let dir = std::fs::canonicalize(dir)?;

@@ -43,7 +43,9 @@ pub fn results(job: &Value, report: &Value) -> anyhow::Result<()> {
     println!(
         "trained in  {:.1} s, {:.0} samples/s",
         metrics["train_runtime"].as_f64().unwrap_or_default(),
-        metrics["train_samples_per_second"].as_f64().unwrap_or_default(),
+        metrics["train_samples_per_second"]
+            .as_f64()
+            .unwrap_or_default(),
     );
     println!("\n  {:<18} precision  recall     f1  rows", "label");
     for class in report["classes"].as_array().into_iter().flatten() {

@@ -18,6 +18,8 @@ pub(super) struct Outbox {
     last_seq: u64,
     held: Option<Progress>,
     progress_sent: Option<Instant>,
+    /// Number of the newest progress that is not acknowledged.
+    progress_waiting: Option<u64>,
     urgent: bool,
     closed: bool,
 }
@@ -30,6 +32,7 @@ impl Outbox {
             last_seq: 0,
             held: None,
             progress_sent: None,
+            progress_waiting: None,
             urgent: false,
             closed: false,
         }
@@ -57,13 +60,13 @@ impl Outbox {
         self.held = Some(progress);
     }
 
-    /// Numbers the held progress if it is time. While older messages wait (the server is away or slow) it
-    /// is not: the queue would fill with numbers nobody needs any more.
+    /// Numbers the held progress if it is time. While an older one waits (the server is away or slow) it is
+    /// not: the queue would fill with numbers nobody needs any more.
     pub fn release_held(&mut self, at: Timestamp, now: Instant) {
         let is_time = self
             .progress_sent
             .is_none_or(|sent| now.duration_since(sent) >= PROGRESS_EVERY);
-        if is_time && self.pending.is_empty() && self.held.is_some() {
+        if is_time && self.progress_waiting.is_none() && self.held.is_some() {
             self.progress_sent = Some(now);
             self.force_held(at);
         }
@@ -72,6 +75,7 @@ impl Outbox {
     pub fn force_held(&mut self, at: Timestamp) {
         if let Some(progress) = self.held.take() {
             self.push(at, Event::Progress(progress));
+            self.progress_waiting = Some(self.last_seq);
         }
     }
 
@@ -92,6 +96,14 @@ impl Outbox {
         if self.pending.is_empty() {
             self.urgent = false;
         }
+        if self.progress_waiting.is_some_and(|waiting| waiting <= seq) {
+            self.progress_waiting = None;
+        }
+    }
+
+    /// Whether a request could take no more.
+    pub fn is_full(&self) -> bool {
+        self.pending.len() >= MAX_BATCH
     }
 
     pub fn is_empty(&self) -> bool {

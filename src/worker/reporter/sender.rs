@@ -71,7 +71,7 @@ impl Sender {
                 return None;
             }
             outbox.release_held(self.shared.clock.now(), Instant::now());
-            let due = if outbox.is_urgent() {
+            let due = if outbox.is_urgent() || outbox.is_full() {
                 Duration::ZERO
             } else if !outbox.is_empty() {
                 BATCH_EVERY.min(self.heartbeat)
