@@ -185,7 +185,7 @@ fn training_args() -> Value {
         "num_train_epochs": 6,
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 64,
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-4,
         "warmup_ratio": 0.1,
         "logging_steps": 10,
         "eval_strategy": "epoch",
