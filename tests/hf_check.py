@@ -49,7 +49,7 @@ def main() -> None:
     for text, line in zip(TEXTS, lines, strict=True):
         ours = json.loads(line)["scores"]
         theirs = {
-            x["label"]: x["score"] for x in classify(text, truncation=True, max_length=length)
+            x["label"]: x["score"] for x in classify([text], truncation=True, max_length=length)[0]
         }
         assert ours.keys() == theirs.keys(), (ours, theirs)
         worst = max(worst, max(abs(ours[k] - theirs[k]) for k in ours))

@@ -52,9 +52,10 @@ fn the_stream_shows_all_that_happens_and_ends() {
     let eval = server.csv(&reviews(16));
     let mut body = spec(&model, &train);
     body["dataset"]["eval"] = json!(eval);
-    body["training_args"]["eval_strategy"] = json!("epoch");
-    body["training_args"]["num_train_epochs"] = json!(60);
-    body["training_args"]["logging_steps"] = json!(50);
+    // Long enough for progress, which is told four times a second.
+    body["training_args"] = json!({
+        "num_train_epochs": 400, "eval_strategy": "steps", "eval_steps": 800, "logging_steps": 400,
+    });
     let id = server.job(&body);
 
     let live = stream(&server, &id, None);

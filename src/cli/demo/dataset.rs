@@ -74,6 +74,6 @@ mod tests {
             .map(|(text, _)| text.split_whitespace().count())
             .collect();
         assert!(lengths.iter().filter(|&&n| n <= 8).count() >= 30);
-        assert!(lengths.iter().filter(|&&n| n >= 35).count() >= 30);
+        assert!(lengths.iter().filter(|&&n| n >= 30).count() >= 30);
     }
 }
