@@ -287,7 +287,9 @@ fn a_stopped_server_goes_on_from_the_checkpoint_and_ends_with_the_same_weights()
     let model = tiny(&server);
     let dataset = server.csv(&reviews(200));
     let mut body = spec(&model, &dataset);
-    body["training_args"]["num_train_epochs"] = json!(40);
+    // Long enough to be stopped in the middle, and few enough log entries to read them all.
+    body["training_args"]["num_train_epochs"] = json!(120);
+    body["training_args"]["logging_steps"] = json!(500);
     let whole = server.wait(&server.job(&body));
 
     let id = server.job(&body);

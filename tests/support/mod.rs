@@ -160,10 +160,17 @@ impl TestServer {
         }
     }
 
-    /// All events of a job, as the JSON page gives them.
+    /// All events of a job, as the JSON pages give them.
     pub fn events(&self, job: &str) -> Vec<Value> {
-        let page = self.get_json(&format!("/v1/jobs/{job}/events?limit=1000"));
-        page["data"].as_array().unwrap().clone()
+        let mut events: Vec<Value> = Vec::new();
+        loop {
+            let after = events.last().map_or(0, |e| e["seq"].as_i64().unwrap());
+            let page = self.get_json(&format!("/v1/jobs/{job}/events?limit=1000&after={after}"));
+            events.extend(page["data"].as_array().unwrap().iter().cloned());
+            if page["has_more"] == false {
+                return events;
+            }
+        }
     }
 
     /// Sends SIGTERM and waits for the end.
