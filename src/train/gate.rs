@@ -41,11 +41,15 @@ pub fn check(parameters: &Parameters) -> Result<(), JobError> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::{Device, Tensor, Var};
+    use candle_nn::Module as _;
 
     use super::*;
+    use crate::heads::{LossOptions, SequenceClassifier};
+    use crate::kernels::linear::Precision;
     use crate::kernels::view;
     use crate::layers::Parameter;
+    use crate::models::oracle::{TinyBert, fixture};
 
     fn parameter(name: &str, grad: f32) -> Parameter {
         let p = Parameter::new(
@@ -75,6 +79,63 @@ mod tests {
                 .contains("bert.encoder.layer.1.output.dense.weight")
         );
         assert!(!error.message.contains("layer.0"));
+    }
+
+    /// A real backward passes the gate; with one layer's gradients left out, as a layer cut off from the
+    /// loss leaves them, it does not, and exactly that layer is named.
+    #[test]
+    fn a_real_model_passes_and_a_layer_cut_off_from_the_loss_does_not() {
+        let tiny = TinyBert::read();
+        let (mut model, _) =
+            SequenceClassifier::load(&fixture("tiny-bert"), 3, 1, Precision::F32).unwrap();
+        let options = LossOptions {
+            label_smoothing: 0.0,
+            scale: 1.0,
+        };
+        model
+            .forward_backward(&tiny.input(), &tiny.labels, None, &options)
+            .unwrap();
+        check(model.parameters()).unwrap();
+        let cut = "bert.encoder.layer.0.";
+        for parameter in model.parameters() {
+            if parameter.name.starts_with(cut) {
+                view::write(&parameter.grad, |g| {
+                    g.fill(0.0);
+                    Ok(())
+                })
+                .unwrap();
+            }
+        }
+        let message = check(model.parameters()).unwrap_err().message;
+        assert!(message.contains("bert.encoder.layer.0.attention.self.query.weight"));
+        assert!(!message.contains("layer.1."), "{message}");
+    }
+
+    /// candle's own LayerNorm drops gradients without an error; the gate would have stopped that training.
+    #[test]
+    fn candles_stock_layer_norm_would_have_been_caught() {
+        let var = |x: f32| Var::from_tensor(&Tensor::full(x, 4, &Device::Cpu).unwrap()).unwrap();
+        let vars = [("LayerNorm.weight", var(1.0)), ("LayerNorm.bias", var(0.0))];
+        let tensor = |i: usize| vars[i].1.as_tensor().clone();
+        let norm = candle_nn::LayerNorm::new(tensor(0), tensor(1), 1e-5);
+        let x = Tensor::new(&[[1f32, 2.0, 4.0, 8.0]], &Device::Cpu).unwrap();
+        let loss = norm.forward(&x).unwrap().sqr().unwrap().sum_all().unwrap();
+        let grads = loss.backward().unwrap();
+        let mut parameters = Parameters::default();
+        for (name, var) in &vars {
+            let parameter = Parameter::new(*name, var.as_tensor().clone()).unwrap();
+            if let Some(grad) = grads.get(var) {
+                let grad = view::read(grad, <[f32]>::to_vec).unwrap();
+                view::write(&parameter.grad, |g| {
+                    g.copy_from_slice(&grad);
+                    Ok(())
+                })
+                .unwrap();
+            }
+            parameters.push(parameter);
+        }
+        let message = check(&parameters).unwrap_err().message;
+        assert!(message.starts_with("2 of 2"), "{message}");
     }
 
     #[test]
