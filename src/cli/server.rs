@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::{DataDir, DataDirLock};
 use crate::config::Config;
-use crate::domain::{Clock, ErrorCode, Ids, JobError, SystemClock, SystemIds};
-use crate::http::v1::jobs::Subscribers;
+use crate::domain::{Clock, ErrorCode, Ids, JobError, RetryPolicy, SystemClock, SystemIds};
+use crate::http::v1::jobs::{InFlight, Subscribers};
 use crate::http::{self, AppState, Limits};
 use crate::store::Store;
 use crate::worker::{Shutdown, Worker, WorkerHandle, WorkerOptions};
@@ -57,12 +57,14 @@ impl Server {
             data_dir: std::fs::canonicalize(&config.data_dir)?,
             worker: Arc::new(move || wake.wake()),
             limits: Limits {
+                slots: config.slots,
                 lease_ms: config.attempts.lease_ms,
                 heartbeat_ms: config.attempts.heartbeat_ms,
                 ..Limits::default()
             },
             shutdown: shutdown.clone(),
             subscribers: Subscribers::default(),
+            in_flight: InFlight::default(),
         };
         let http = tokio::spawn(http::serve(listener, http::router(state), shutdown.clone()));
         Ok(Self {
@@ -106,7 +108,10 @@ fn worker_options(config: &Config, address: SocketAddr) -> anyhow::Result<Worker
         threads_per_trainer: Some(config.threads),
         lease_ms: config.attempts.lease_ms,
         heartbeat_ms: config.attempts.heartbeat_ms,
-        max_attempts: config.attempts.max_attempts,
+        retry: RetryPolicy {
+            max_attempts: config.attempts.max_attempts,
+            ..RetryPolicy::default()
+        },
         ..WorkerOptions::new(data_dir, url, std::env::current_exe()?)
     })
 }

@@ -49,6 +49,8 @@ error_codes! {
     DatasetInUse = "dataset_in_use";
     /// The same `Idempotency-Key` came with another body.
     IdempotencyKeyReused = "idempotency_key_reused";
+    /// A request with the same `Idempotency-Key` is still being handled.
+    IdempotencyKeyInUse = "idempotency_key_in_use";
     /// The requested byte range lies outside the file.
     RangeNotSatisfiable = "range_not_satisfiable";
     /// The attempt's token is wrong, or the attempt is over.
@@ -98,6 +100,14 @@ error_codes! {
     NonFiniteLoss = "non_finite_loss";
     /// The trainer process died without reporting an end.
     TrainerDied = "trainer_died";
+    /// The job's trainer died so often that the job is held to be the reason.
+    Poisoned = "poisoned";
+    /// The trainer needs more memory than there is, even for the smallest micro-batch.
+    OutOfMemory = "out_of_memory";
+    /// A step took so long that the trainer was given up.
+    TrainerHung = "trainer_hung";
+    /// The job ran longer than its `max_runtime_s`.
+    MaxRuntimeExceeded = "max_runtime_exceeded";
     /// The trainer process could not be started.
     TrainerStartFailed = "trainer_start_failed";
     /// A checkpoint could not be written or read.

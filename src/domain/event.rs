@@ -99,6 +99,12 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Stopped at a checkpoint on request; waits to be resumed.
+    Paused {},
+    /// Queued again after a pause.
+    Resumed {},
+    /// Queued again on request after it had failed or been cancelled. A job that is retried ends once more.
+    Retried {},
     /// Final: done.
     Succeeded {
         /// Step of the checkpoint that is the trained model.
@@ -142,13 +148,16 @@ impl Event {
             Self::Checkpoint(_) => "checkpoint",
             Self::CheckpointRemoved { .. } => "checkpoint_removed",
             Self::Requeued { .. } => "requeued",
+            Self::Paused {} => "paused",
+            Self::Resumed {} => "resumed",
+            Self::Retried {} => "retried",
             Self::Succeeded { .. } => "succeeded",
             Self::Failed { .. } => "failed",
             Self::Cancelled {} => "cancelled",
         }
     }
 
-    /// Whether this event ends the job.
+    /// Whether this event ends the job (until it is retried).
     pub fn is_final(&self) -> bool {
         matches!(
             self,

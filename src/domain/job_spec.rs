@@ -9,6 +9,10 @@ use super::{Columns, DatasetId, FieldError, ObjectReader, TrainingArguments};
 
 const MAX_NAME_CHARS: usize = 200;
 const MAX_MODEL_CHARS: usize = 1024;
+/// Priorities lie between `-MAX_PRIORITY` and `MAX_PRIORITY`.
+pub const MAX_PRIORITY: i32 = 100;
+/// A year.
+const MAX_RUNTIME_S: u64 = 366 * 86_400;
 const MAX_METADATA: usize = 16;
 const MAX_METADATA_KEY: usize = 64;
 const MAX_METADATA_VALUE: usize = 512;
@@ -57,6 +61,13 @@ pub struct JobSpec {
     pub max_seq_length: u32,
     /// How to train.
     pub training_args: TrainingArguments,
+    /// Jobs with a higher priority are started first, older ones first among equals; -100 to 100.
+    #[serde(default)]
+    #[schema(minimum = -100, maximum = 100)]
+    pub priority: i32,
+    /// Seconds of running, over all attempts, after which the job fails with `max_runtime_exceeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_runtime_s: Option<u64>,
     /// Up to 16 pairs of the user's own.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
@@ -94,6 +105,8 @@ impl JobSpec {
             },
             None => Some(TrainingArguments::default()),
         };
+        let priority = reader.or("priority", 0i32);
+        let max_runtime_s: Option<u64> = reader.optional("max_runtime_s");
         let metadata = reader.or("metadata", BTreeMap::<String, String>::new());
         check_lengths(
             &mut reader,
@@ -102,6 +115,7 @@ impl JobSpec {
             max_seq_length,
             &metadata,
         );
+        check_queueing(&mut reader, priority, max_runtime_s);
         if let (Some(dataset), Some(args)) = (&dataset, &training_args) {
             check_evaluation(&mut reader, dataset, args);
         }
@@ -115,6 +129,8 @@ impl JobSpec {
                     dataset,
                     max_seq_length,
                     training_args,
+                    priority,
+                    max_runtime_s,
                     metadata,
                 })
             }
@@ -206,6 +222,23 @@ fn check_lengths(
                 "`metadata` takes at most {MAX_METADATA} pairs, keys up to {MAX_METADATA_KEY} and values up \
                  to {MAX_METADATA_VALUE} characters"
             ),
+        );
+    }
+}
+
+fn check_queueing(reader: &mut ObjectReader<'_>, priority: i32, max_runtime_s: Option<u64>) {
+    if !(-MAX_PRIORITY..=MAX_PRIORITY).contains(&priority) {
+        reader.error(
+            "priority",
+            "out_of_range",
+            format!("`priority` must be between -{MAX_PRIORITY} and {MAX_PRIORITY}"),
+        );
+    }
+    if max_runtime_s.is_some_and(|seconds| !(1..=MAX_RUNTIME_S).contains(&seconds)) {
+        reader.error(
+            "max_runtime_s",
+            "out_of_range",
+            format!("`max_runtime_s` must be between 1 and {MAX_RUNTIME_S}"),
         );
     }
 }

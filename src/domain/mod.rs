@@ -14,6 +14,7 @@ mod fields;
 mod ids;
 mod job_spec;
 mod protocol;
+mod retry;
 mod status;
 mod training_arguments;
 
@@ -25,10 +26,11 @@ pub use error::{ErrorCode, FieldError, JobError};
 pub use event::{ClassResult, Event, LogLevel, Progress};
 pub use fields::ObjectReader;
 pub use ids::{AttemptId, DatasetId, Ids, JobId, SequentialIds, SystemIds};
-pub use job_spec::{DatasetSpec, JobSpec, Task};
+pub use job_spec::{DatasetSpec, JobSpec, MAX_PRIORITY, Task};
 pub use protocol::{
     AttemptSpec, Command, DatasetLocation, Message, MessagesRequest, MessagesResponse,
 };
+pub use retry::{AfterLoss, LossCause, LossHistory, RetryPolicy};
 pub use status::{Phase, Status};
 pub use training_arguments::{
     Bf16, IntervalStrategy, SaveStrategy, SchedulerType, StepInterval, TrainingArguments,

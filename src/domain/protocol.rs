@@ -37,10 +37,18 @@ pub struct AttemptSpec {
     pub train: DatasetLocation,
     /// The evaluation file, where the spec names one.
     pub eval: Option<DatasetLocation>,
+    /// Every micro-batch is split into this many parts: more than 1 after a trainer of this job ran out of
+    /// memory. The batch of an optimizer step stays the same.
+    #[serde(default = "whole")]
+    pub micro_batch_divisor: u32,
     /// The server's data directory, as this trainer sees it.
     pub data_dir: PathBuf,
     /// The trainer reports at least this often.
     pub heartbeat_ms: u64,
+}
+
+fn whole() -> u32 {
+    1
 }
 
 /// One report, numbered by the trainer from 1. Resending is harmless: (attempt, seq) is unique.

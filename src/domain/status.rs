@@ -1,26 +1,33 @@
 //! A job's status and what a running one is doing.
 //!
 //! ```text
-//!            claim                 report                    
-//!  queued ─────────► running ───────────────► succeeded
-//!    ▲  │               │  │                             
-//!    │  │ cancel        │  └── report, death ► failed      
-//!    │  └──────────┐    │                                
-//!    │             ▼    │ cancel                          
-//!    │          cancelled ◄┘                              
-//!    └── lease lost, trainer gone, attempts left ──┘     
+//!                 claim                  report
+//!      ┌─ queued ───────────► running ───────────────► succeeded
+//!      │  ▲ │ ▲ ▲              │ │ │ │
+//!      │  │ │ │ └──────────────┘ │ │ └── error, poisoned, out of time ──► failed
+//!      │  │ │ │  given back, or  │ │                                        │
+//!      │  │ │ │  trainer lost    │ └── cancel ──► cancelled                 │
+//!      │  │ │ │  (waits a while) │                ▲  ▲  │                   │
+//!      │  │ │ └── resume ─────┐  │ pause          │  │  │                   │
+//!      │  │ └── pause ─────► paused ─── cancel ───┘  │  │                   │
+//!      └──┼────── cancel ────────────────────────────┘  │                   │
+//!         └────── retry ────────────────────────────────┴───────────────────┘
 //! ```
+//!
+//! A running job leaves only with its attempt, in one transaction (`store::finish`). A pause or cancel asked
+//! for while it runs travels to the trainer and takes effect when the attempt ends, however it ends; cancel
+//! wins over pause, and a success or failure that was reported first wins over both.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a job stands. `succeeded`, `failed` and `cancelled` are final.
+/// Where a job stands. `succeeded`, `failed` and `cancelled` are final; the last two until a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Waiting for a free slot. Left by a claim or a cancel.
+    /// Waiting for a free slot. Left by a claim, a pause or a cancel.
     Queued,
     /// A trainer holds it. Left when the trainer reports an end, dies, or loses its lease.
     Running,
@@ -57,7 +64,7 @@ impl Status {
         }
     }
 
-    /// Whether nothing can change this job any more.
+    /// Whether the job is over; only a retry brings it back.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }

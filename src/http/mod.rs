@@ -40,7 +40,7 @@ pub use openapi::openapi_json;
 pub use page::Page;
 use problem::Problem;
 pub use serve::{ServeOptions, serve, serve_with};
-use v1::jobs::Subscribers;
+use v1::jobs::{InFlight, Subscribers};
 
 /// Everything a handler may use.
 #[derive(Clone)]
@@ -61,6 +61,8 @@ pub struct AppState {
     pub shutdown: CancellationToken,
     /// Open event streams.
     pub subscribers: Subscribers,
+    /// `Idempotency-Key`s being handled.
+    pub in_flight: InFlight,
 }
 
 impl fmt::Debug for AppState {
@@ -82,6 +84,10 @@ pub struct Limits {
     pub dataset_bytes: u64,
     /// Open event streams of one job.
     pub subscribers_per_job: usize,
+    /// How long a request waits for another one with its `Idempotency-Key`.
+    pub idempotency_wait_ms: u64,
+    /// Jobs trained at a time.
+    pub slots: u32,
     /// How long an attempt lives without a message.
     pub lease_ms: i64,
     /// How often a trainer must report at least.
@@ -95,7 +101,9 @@ impl Default for Limits {
             messages_body_bytes: 8 << 20,
             dataset_bytes: 2 << 30,
             subscribers_per_job: 2000,
-            lease_ms: 30_000,
+            idempotency_wait_ms: 5_000,
+            slots: 1,
+            lease_ms: 10_000,
             heartbeat_ms: 2_000,
         }
     }

@@ -22,7 +22,7 @@ Hugging Face model folder.\n\nEvery error is `application/problem+json` (RFC 945
 answers `{\"data\": […], \"has_more\", \"next_cursor\"}`: send `next_cursor` as `after` for the next page. Timestamps \
 are RFC 3339 in UTC, ids are UUIDv7, which sort by creation time. Unknown fields and unknown query parameters are \
 refused by name.",
-        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+        license(name = "MIT", identifier = "MIT"),
     ),
     tags(
         (name = "datasets", description = "Files to train and evaluate on."),

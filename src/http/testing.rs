@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::digest::hex;
-use super::{AppState, Limits, Subscribers, router, serve};
+use super::{AppState, InFlight, Limits, Subscribers, router, serve};
 use crate::domain::{
     AttemptId, CheckpointRecord, Event, FileRecord, FixedClock, JobId, Message, MessagesRequest,
     SequentialIds, Timestamp,
@@ -63,6 +63,7 @@ impl TestApp {
             limits,
             shutdown: CancellationToken::new(),
             subscribers: Subscribers::default(),
+            in_flight: InFlight::default(),
         };
         Self {
             router: router(state.clone()),

@@ -7,8 +7,8 @@ use super::rows::{exactly_one, to_i64, to_json};
 use super::writer::Tx;
 use super::{Store, StoreError, checkpoints, metrics};
 use crate::domain::{
-    AttemptId, Command, Event, JobError, JobId, Message, MessagesResponse, Phase, Progress, Status,
-    Timestamp,
+    AttemptId, Command, Event, JobError, JobId, LossCause, Message, MessagesResponse, Phase,
+    Progress, Status, Timestamp,
 };
 
 impl Store {
@@ -74,14 +74,18 @@ async fn record(
 }
 
 fn answer(attempt: &Attempt) -> MessagesResponse {
-    let stop = attempt.cancel_requested && !attempt.is_over;
+    let command = if attempt.is_over {
+        Command::Continue
+    } else if attempt.cancel_requested {
+        Command::Cancel
+    } else if attempt.pause_requested {
+        Command::Pause
+    } else {
+        Command::Continue
+    };
     MessagesResponse {
         acked_seq: attempt.acked_seq,
-        command: if stop {
-            Command::Cancel
-        } else {
-            Command::Continue
-        },
+        command,
     }
 }
 
@@ -126,8 +130,13 @@ async fn apply(tx: &mut Tx, attempt: &Attempt, message: &Message) -> Result<bool
             return Ok(false);
         }
         // Said by the server alone; from a trainer they mean nothing.
-        Event::Queued {} | Event::Started { .. } => return Ok(false),
+        Event::Queued {}
+        | Event::Started { .. }
+        | Event::Paused {}
+        | Event::Resumed {}
+        | Event::Retried {} => return Ok(false),
         Event::Requeued { .. } if attempt.cancel_requested => Ending::Cancelled,
+        Event::Requeued { .. } if attempt.pause_requested => Ending::Paused,
         Event::Requeued { reason } => Ending::Returned {
             reason: reason.clone(),
         },
@@ -175,9 +184,14 @@ pub(super) enum Ending {
     Returned {
         reason: String,
     },
-    /// The trainer is gone: queued again, counted.
+    /// Given back because a pause was asked for.
+    Paused,
+    /// The trainer is gone: queued again after the delay, counted.
     Lost {
         reason: String,
+        cause: LossCause,
+        delay_ms: i64,
+        micro_batch_divisor: u32,
     },
 }
 
@@ -187,8 +201,15 @@ impl Ending {
             Self::Succeeded { .. } => "succeeded",
             Self::Failed { .. } => "failed",
             Self::Cancelled => "cancelled",
-            Self::Returned { .. } => "returned",
+            Self::Returned { .. } | Self::Paused => "returned",
             Self::Lost { .. } => "lost",
+        }
+    }
+
+    fn loss_cause(&self) -> Option<LossCause> {
+        match self {
+            Self::Lost { cause, .. } => Some(*cause),
+            _ => None,
         }
     }
 
@@ -197,6 +218,7 @@ impl Ending {
             Self::Succeeded { .. } => Status::Succeeded,
             Self::Failed { .. } => Status::Failed,
             Self::Cancelled => Status::Cancelled,
+            Self::Paused => Status::Paused,
             Self::Returned { .. } | Self::Lost { .. } => Status::Queued,
         }
     }
@@ -206,7 +228,8 @@ impl Ending {
             Self::Succeeded { model_step } => Event::Succeeded { model_step },
             Self::Failed { error } => Event::Failed { error },
             Self::Cancelled => Event::Cancelled {},
-            Self::Returned { reason } | Self::Lost { reason } => Event::Requeued { reason },
+            Self::Paused => Event::Paused {},
+            Self::Returned { reason } | Self::Lost { reason, .. } => Event::Requeued { reason },
         }
     }
 }
@@ -220,11 +243,13 @@ pub(super) async fn finish(
     ending: Ending,
 ) -> Result<(), StoreError> {
     let result = sqlx::query(
-        "UPDATE attempt SET outcome = ?2, ended_at = ?3 WHERE id = ?1 AND ended_at IS NULL",
+        "UPDATE attempt SET outcome = ?2, ended_at = ?3, loss_cause = ?4 \
+         WHERE id = ?1 AND ended_at IS NULL",
     )
     .bind(attempt.id.to_string())
     .bind(ending.outcome())
     .bind(tx.now.0)
+    .bind(ending.loss_cause().map(LossCause::as_str))
     .execute(&mut tx.conn)
     .await?;
     exactly_one(&result)?;
@@ -235,9 +260,18 @@ pub(super) async fn finish(
         Ending::Failed { error } => (None, Some(to_json(error)?)),
         _ => (None, None),
     };
+    let (not_before, divisor) = match &ending {
+        Ending::Lost {
+            delay_ms,
+            micro_batch_divisor,
+            ..
+        } => (tx.now.plus_ms(*delay_ms).0, Some(*micro_batch_divisor)),
+        _ => (0, None),
+    };
     let result = sqlx::query(
         "UPDATE job SET status = ?3, phase = NULL, model_step = ?4, error = ?5, finished_at = ?6, \
-             cancel_requested_at = NULL \
+             cancel_requested_at = NULL, pause_requested_at = NULL, not_before = ?7, \
+             micro_batch_divisor = COALESCE(?8, micro_batch_divisor) \
          WHERE id = ?1 AND status = 'running' AND attempt = ?2",
     )
     .bind(attempt.job_id.to_string())
@@ -246,6 +280,8 @@ pub(super) async fn finish(
     .bind(model_step)
     .bind(error)
     .bind(status.is_final().then_some(tx.now.0))
+    .bind(not_before)
+    .bind(divisor)
     .execute(&mut tx.conn)
     .await?;
     exactly_one(&result)?;

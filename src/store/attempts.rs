@@ -1,11 +1,10 @@
-//! Attempts: what they are to do, whose lease ran out, and how one without a report ends.
+//! Attempts: what they are to do, and which of them need looking after.
 
 use sqlx::sqlite::SqliteRow;
 
-use super::apply::{Ending, finish};
 use super::claim::{hash_token, same_hash};
 use super::rows::{get, get_count, get_json, get_parsed};
-use super::types::{AttemptEnd, AttemptInput, Dataset, OpenAttempt};
+use super::types::{AttemptInput, Dataset, OpenAttempt};
 use super::writer::Tx;
 use super::{Store, StoreError};
 use crate::domain::{AttemptId, DatasetId, JobId, JobSpec, Timestamp};
@@ -15,7 +14,8 @@ macro_rules! select_attempt {
         concat!(
             "SELECT attempt.id, attempt.job_id, attempt.number, attempt.token_sha256, \
              attempt.acked_seq, attempt.lease_expires_at, attempt.created_at, attempt.ended_at, \
-             job.cancel_requested_at, job.spec \
+             job.cancel_requested_at, job.pause_requested_at, job.round, job.micro_batch_divisor, \
+             job.spec \
              FROM attempt JOIN job ON job.id = attempt.job_id ",
             $rest
         )
@@ -30,6 +30,11 @@ pub(super) const EXPIRED: &str = "SELECT id, job_id FROM attempt \
 pub(super) const OVERDUE_CANCELS: &str = "SELECT attempt.id, attempt.job_id \
      FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
      WHERE job.cancel_requested_at < ?1";
+pub(super) const OVERDUE_PAUSES: &str = "SELECT attempt.id, attempt.job_id \
+     FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
+     WHERE job.pause_requested_at < ?1";
+pub(super) const OVERRUN: &str = "SELECT id, job_id FROM attempt \
+     WHERE ended_at IS NULL AND deadline_at IS NOT NULL AND deadline_at <= ?1";
 
 impl Store {
     /// What the attempt is to do. `Fenced` for a wrong token or an attempt that is over.
@@ -58,6 +63,7 @@ impl Store {
             attempt: attempt.number,
             job_id: attempt.job_id,
             spec,
+            micro_batch_divisor: get_count(&row, "micro_batch_divisor")?,
             train,
             eval,
         })
@@ -66,26 +72,6 @@ impl Store {
     async fn needed_dataset(&self, id: DatasetId) -> Result<Dataset, StoreError> {
         let dataset = self.dataset(id).await?;
         dataset.ok_or(StoreError::DatasetNotFound(id))
-    }
-
-    /// Closes an attempt whose trainer is gone. Answers false, changing nothing, if it already ended.
-    pub async fn end_attempt(
-        &self,
-        attempt: AttemptId,
-        end: AttemptEnd,
-    ) -> Result<bool, StoreError> {
-        self.write(move |tx| Box::pin(end_attempt(tx, attempt, end, false)))
-            .await
-    }
-
-    /// As [`Store::end_attempt`], but also false if the lease was renewed meanwhile.
-    pub async fn end_expired_attempt(
-        &self,
-        attempt: AttemptId,
-        end: AttemptEnd,
-    ) -> Result<bool, StoreError> {
-        self.write(move |tx| Box::pin(end_attempt(tx, attempt, end, true)))
-            .await
     }
 
     /// Attempts that have not ended: each holds a slot.
@@ -107,13 +93,20 @@ impl Store {
         self.attempts_before(EXPIRED, self.inner.clock.now()).await
     }
 
-    /// Attempts still open although their job's cancel was asked for more than `grace_ms` ago.
-    pub async fn overdue_cancels(
+    /// Attempts still open although their job's cancel or pause was asked for more than `grace_ms` ago.
+    pub async fn overdue_stops(
         &self,
         grace_ms: i64,
     ) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
         let before = self.inner.clock.now().plus_ms(-grace_ms);
-        self.attempts_before(OVERDUE_CANCELS, before).await
+        let mut overdue = self.attempts_before(OVERDUE_CANCELS, before).await?;
+        overdue.extend(self.attempts_before(OVERDUE_PAUSES, before).await?);
+        Ok(overdue)
+    }
+
+    /// Attempts still open although their job's time is used up.
+    pub async fn overrun_attempts(&self) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
+        self.attempts_before(OVERRUN, self.inner.clock.now()).await
     }
 
     async fn attempts_before(
@@ -159,6 +152,7 @@ pub(super) struct Attempt {
     pub created_at: Timestamp,
     pub is_over: bool,
     pub cancel_requested: bool,
+    pub pause_requested: bool,
     token_sha256: String,
 }
 
@@ -190,54 +184,8 @@ impl Attempt {
             created_at: Timestamp(get(row, "created_at")?),
             is_over: get::<Option<i64>>(row, "ended_at")?.is_some(),
             cancel_requested: get::<Option<i64>>(row, "cancel_requested_at")?.is_some(),
+            pause_requested: get::<Option<i64>>(row, "pause_requested_at")?.is_some(),
             token_sha256: get(row, "token_sha256")?,
         })
     }
-}
-
-async fn end_attempt(
-    tx: &mut Tx,
-    id: AttemptId,
-    end: AttemptEnd,
-    only_if_expired: bool,
-) -> Result<bool, StoreError> {
-    // A job that was deleted took its attempts with it: they are over as well.
-    let Some(attempt) = Attempt::load(tx, id).await? else {
-        return Ok(false);
-    };
-    if attempt.is_over || (only_if_expired && attempt.lease_expires_at >= tx.now) {
-        return Ok(false);
-    }
-    let ending = if attempt.cancel_requested {
-        Ending::Cancelled
-    } else {
-        match end {
-            AttemptEnd::Fail(error) => Ending::Failed { error },
-            AttemptEnd::Return { reason } => Ending::Returned { reason },
-            AttemptEnd::Requeue {
-                error,
-                max_attempts,
-            } => {
-                if lost_attempts(tx, attempt.job_id).await? + 1 >= max_attempts {
-                    Ending::Failed { error }
-                } else {
-                    Ending::Lost {
-                        reason: error.message,
-                    }
-                }
-            }
-        }
-    };
-    let at = tx.now;
-    finish(tx, &attempt, None, at, ending).await?;
-    Ok(true)
-}
-
-async fn lost_attempts(tx: &mut Tx, job: JobId) -> Result<u32, StoreError> {
-    let row =
-        sqlx::query("SELECT COUNT(*) AS lost FROM attempt WHERE job_id = ?1 AND outcome = 'lost'")
-            .bind(job.to_string())
-            .fetch_one(&mut tx.conn)
-            .await?;
-    get_count(&row, "lost")
 }

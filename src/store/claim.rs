@@ -1,24 +1,28 @@
-//! Handing the oldest queued job to a slot.
+//! Handing the next queued job to a slot: highest priority first, then oldest.
 
 use sha2::{Digest, Sha256};
 
 use super::events::{Origin, append};
-use super::rows::{get_count, get_parsed};
+use super::rows::{get, get_count, get_json, get_parsed, to_i64};
 use super::types::ClaimedAttempt;
 use super::writer::Tx;
 use super::{Store, StoreError};
-use crate::domain::{AttemptId, Event, JobId};
+use crate::domain::{AttemptId, Event, JobId, JobSpec};
 
 /// One statement finds and takes the job. The single writer makes two claims of one job impossible; the
 /// guard and the unique index on open attempts would refuse them anyway.
 pub(super) const CLAIM: &str = "UPDATE job SET status = 'running', phase = 'starting', attempt = attempt + 1, \
-         started_at = COALESCE(started_at, ?1) \
+         started_at = COALESCE(started_at, ?1), not_before = 0 \
      WHERE status = 'queued' \
-       AND id = (SELECT id FROM job WHERE status = 'queued' ORDER BY id LIMIT 1) \
-     RETURNING id, attempt";
+       AND id = (SELECT id FROM job WHERE status = 'queued' AND not_before <= ?1 \
+                 ORDER BY priority DESC, id LIMIT 1) \
+     RETURNING id, attempt, round, spec";
+/// Milliseconds a round of a job has run so far.
+const USED: &str = "SELECT COALESCE(SUM(ended_at - created_at), 0) AS used_ms FROM attempt \
+     WHERE job_id = ?1 AND round = ?2 AND ended_at IS NOT NULL";
 
 impl Store {
-    /// Takes the oldest queued job, if any: one guarded statement that sets it running, attempt + 1.
+    /// Takes the next queued job, if any: one guarded statement that sets it running, attempt + 1.
     pub async fn claim_next(&self, lease_ms: i64) -> Result<Option<ClaimedAttempt>, StoreError> {
         self.write(move |tx| Box::pin(claim(tx, lease_ms))).await
     }
@@ -32,11 +36,14 @@ async fn claim(tx: &mut Tx, lease_ms: i64) -> Result<Option<ClaimedAttempt>, Sto
     let Some(row) = row else { return Ok(None) };
     let job_id: JobId = get_parsed(&row, "id")?;
     let attempt: u32 = get_count(&row, "attempt")?;
+    let round: u32 = get_count(&row, "round")?;
+    let deadline = deadline(tx, job_id, round, &get_json(&row, "spec")?).await?;
     let attempt_id = AttemptId(tx.ids.next_uuid());
     let token = tx.ids.next_secret();
     sqlx::query(
-        "INSERT INTO attempt (id, job_id, number, token_sha256, lease_expires_at, created_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO attempt (id, job_id, number, token_sha256, lease_expires_at, created_at, \
+             round, deadline_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )
     .bind(attempt_id.to_string())
     .bind(job_id.to_string())
@@ -44,6 +51,8 @@ async fn claim(tx: &mut Tx, lease_ms: i64) -> Result<Option<ClaimedAttempt>, Sto
     .bind(hash_token(&token))
     .bind(tx.now.plus_ms(lease_ms).0)
     .bind(tx.now.0)
+    .bind(round)
+    .bind(deadline)
     .execute(&mut tx.conn)
     .await?;
     let origin = Origin {
@@ -58,6 +67,26 @@ async fn claim(tx: &mut Tx, lease_ms: i64) -> Result<Option<ClaimedAttempt>, Sto
         job_id,
         token,
     }))
+}
+
+/// When the job's time is used up, if it has a limit.
+async fn deadline(
+    tx: &mut Tx,
+    job: JobId,
+    round: u32,
+    spec: &JobSpec,
+) -> Result<Option<i64>, StoreError> {
+    let Some(limit_s) = spec.max_runtime_s else {
+        return Ok(None);
+    };
+    let row = sqlx::query(USED)
+        .bind(job.to_string())
+        .bind(round)
+        .fetch_one(&mut tx.conn)
+        .await?;
+    let used_ms: i64 = get(&row, "used_ms")?;
+    let left_ms = to_i64(limit_s).saturating_mul(1000) - used_ms;
+    Ok(Some(tx.now.plus_ms(left_ms.max(0)).0))
 }
 
 /// SHA-256 of a token as 64 hexadecimal digits. The token has 256 random bits, so no slow hash is needed.

@@ -62,15 +62,17 @@ pub(super) async fn append(
     event: &Event,
 ) -> Result<i64, StoreError> {
     // The counter lives in the job's row, so the numbers have no gaps: both change or neither does.
-    let row =
-        sqlx::query("UPDATE job SET last_seq = last_seq + 1 WHERE id = ?1 RETURNING last_seq")
-            .bind(job.to_string())
-            .fetch_optional(&mut tx.conn)
-            .await?;
-    let seq: i64 = row.ok_or(StoreError::NotFound)?.try_get(0)?;
+    let row = sqlx::query(
+        "UPDATE job SET last_seq = last_seq + 1 WHERE id = ?1 RETURNING last_seq, round",
+    )
+    .bind(job.to_string())
+    .fetch_optional(&mut tx.conn)
+    .await?;
+    let row = row.ok_or(StoreError::NotFound)?;
+    let (seq, round): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     sqlx::query(
-        "INSERT INTO event (job_id, seq, attempt, message_seq, kind, body, created_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO event (job_id, seq, attempt, message_seq, kind, body, created_at, round) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )
     .bind(job.to_string())
     .bind(seq)
@@ -79,6 +81,7 @@ pub(super) async fn append(
     .bind(event.kind())
     .bind(to_json(event)?)
     .bind(origin.at.0)
+    .bind(round)
     .execute(&mut tx.conn)
     .await?;
     tx.touch(job);

@@ -1,11 +1,9 @@
-//! Jobs: create, read, list, cancel, delete.
+//! Jobs: create, read, list, delete. What changes a job's status on request is in `lifecycle`.
 
 use sqlx::sqlite::SqliteRow;
 
 use super::events::append_server_event;
-use super::rows::{
-    exactly_one, get, get_count, get_json, get_json_or_null, get_parsed, get_time, to_json,
-};
+use super::rows::{get, get_count, get_json, get_json_or_null, get_parsed, get_time, to_json};
 use super::types::{Idempotency, Job};
 use super::writer::Tx;
 use super::{Store, StoreError, idempotency};
@@ -18,7 +16,7 @@ macro_rules! select_job {
     ($rest:literal) => {
         concat!(
             "SELECT id, status, phase, spec, progress, metrics, error, attempt, cancel_requested_at, \
-             model_step, created_at, started_at, finished_at FROM job ",
+             pause_requested_at, not_before, model_step, created_at, started_at, finished_at FROM job ",
             $rest
         )
     };
@@ -28,9 +26,6 @@ pub(super) const SELECT: &str = select_job!("WHERE id = ?1");
 pub(super) const LIST: &str = select_job!("WHERE id < ?1 ORDER BY id DESC LIMIT ?2");
 pub(super) const LIST_BY_STATUS: &str =
     select_job!("WHERE id < ?1 AND status = ?3 ORDER BY id DESC LIMIT ?2");
-pub(super) const QUEUE_POSITION: &str = "SELECT (SELECT COUNT(*) FROM job WHERE status = 'queued' AND id <= ?1) AS position \
-     FROM job WHERE id = ?1 AND status = 'queued'";
-
 impl Store {
     /// Stores the job, its `queued` event and the idempotency key in one transaction. Answers the job and
     /// whether it already existed under this key.
@@ -74,23 +69,6 @@ impl Store {
         rows.iter().map(read_job).collect()
     }
 
-    /// 1 for the next job to be claimed; `None` unless queued.
-    pub async fn queue_position(&self, id: JobId) -> Result<Option<u64>, StoreError> {
-        let row = sqlx::query(QUEUE_POSITION)
-            .bind(id.to_string())
-            .fetch_optional(self.readers())
-            .await?;
-        row.as_ref()
-            .map(|row| get_count(row, "position"))
-            .transpose()
-    }
-
-    /// Queued becomes cancelled at once; running is marked and told with its next message; cancelled stays
-    /// as it is; succeeded and failed are a `StateConflict`.
-    pub async fn cancel_job(&self, id: JobId) -> Result<Job, StoreError> {
-        self.write(move |tx| Box::pin(cancel(tx, id))).await
-    }
-
     /// Removes a final job with its attempts, events and checkpoint rows; `StateConflict` otherwise.
     pub async fn delete_job(&self, id: JobId) -> Result<(), StoreError> {
         self.write(move |tx| Box::pin(delete(tx, id))).await
@@ -116,20 +94,18 @@ async fn create(
     {
         return Ok((load(tx, existing).await?, true));
     }
-    check_dataset(tx, spec.dataset.train).await?;
-    if let Some(eval) = spec.dataset.eval {
-        check_dataset(tx, eval).await?;
-    }
+    check_datasets(tx, &spec).await?;
     let id = JobId(tx.ids.next_uuid());
     sqlx::query(
-        "INSERT INTO job (id, status, spec, train_dataset_id, eval_dataset_id, created_at) \
-         VALUES (?1, 'queued', ?2, ?3, ?4, ?5)",
+        "INSERT INTO job (id, status, spec, train_dataset_id, eval_dataset_id, created_at, priority) \
+         VALUES (?1, 'queued', ?2, ?3, ?4, ?5, ?6)",
     )
     .bind(id.to_string())
     .bind(to_json(&spec)?)
     .bind(spec.dataset.train.to_string())
     .bind(spec.dataset.eval.map(|eval| eval.to_string()))
     .bind(tx.now.0)
+    .bind(spec.priority)
     .execute(&mut tx.conn)
     .await?;
     append_server_event(tx, id, &Event::Queued {}).await?;
@@ -139,6 +115,15 @@ async fn create(
     Ok((load(tx, id).await?, false))
 }
 
+/// The datasets a job needs are there.
+pub(super) async fn check_datasets(tx: &mut Tx, spec: &JobSpec) -> Result<(), StoreError> {
+    check_dataset(tx, spec.dataset.train).await?;
+    match spec.dataset.eval {
+        Some(eval) => check_dataset(tx, eval).await,
+        None => Ok(()),
+    }
+}
+
 async fn check_dataset(tx: &mut Tx, id: DatasetId) -> Result<(), StoreError> {
     sqlx::query("SELECT 1 FROM dataset WHERE id = ?1")
         .bind(id.to_string())
@@ -146,39 +131,6 @@ async fn check_dataset(tx: &mut Tx, id: DatasetId) -> Result<(), StoreError> {
         .await?
         .map(|_| ())
         .ok_or(StoreError::DatasetNotFound(id))
-}
-
-async fn cancel(tx: &mut Tx, id: JobId) -> Result<Job, StoreError> {
-    let status = load(tx, id).await?.status;
-    match status {
-        Status::Queued | Status::Paused => {
-            let result = sqlx::query(
-                "UPDATE job SET status = 'cancelled', finished_at = ?2 WHERE id = ?1 AND status = ?3",
-            )
-            .bind(id.to_string())
-            .bind(tx.now.0)
-            .bind(status.as_str())
-            .execute(&mut tx.conn)
-            .await?;
-            exactly_one(&result)?;
-            append_server_event(tx, id, &Event::Cancelled {}).await?;
-        }
-        Status::Running => {
-            let result = sqlx::query(
-                "UPDATE job SET cancel_requested_at = COALESCE(cancel_requested_at, ?2) \
-                 WHERE id = ?1 AND status = 'running'",
-            )
-            .bind(id.to_string())
-            .bind(tx.now.0)
-            .execute(&mut tx.conn)
-            .await?;
-            exactly_one(&result)?;
-            tx.touch(id);
-        }
-        Status::Cancelled => {}
-        Status::Succeeded | Status::Failed => return Err(StoreError::StateConflict(status)),
-    }
-    load(tx, id).await
 }
 
 async fn delete(tx: &mut Tx, id: JobId) -> Result<(), StoreError> {
@@ -210,6 +162,8 @@ fn read_job(row: &SqliteRow) -> Result<Job, StoreError> {
         error: get_json_or_null(row, "error")?,
         attempt: get_count(row, "attempt")?,
         cancel_requested: time("cancel_requested_at")?.is_some(),
+        pause_requested: time("pause_requested_at")?.is_some(),
+        not_before: time("not_before")?.filter(|at| at.0 > 0),
         model_step: model_step.and_then(|step| u64::try_from(step).ok()),
         created_at: get_time(row, "created_at")?,
         started_at: time("started_at")?,

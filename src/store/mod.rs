@@ -18,7 +18,10 @@ mod error;
 mod events;
 mod idempotency;
 mod jobs;
+mod lifecycle;
+mod losses;
 mod metrics;
+mod queue;
 mod rows;
 mod subscribers;
 #[cfg(test)]
@@ -41,8 +44,8 @@ use crate::domain::{Clock, Ids, JobId};
 
 pub use error::StoreError;
 pub use types::{
-    AttemptEnd, AttemptInput, ClaimedAttempt, Dataset, Idempotency, Job, MetricPoint, OpenAttempt,
-    StoredCheckpoint, StoredEvent,
+    AttemptEnd, AttemptInput, ClaimedAttempt, Dataset, Idempotency, Job, JobPatch, MetricPoint,
+    OpenAttempt, QueueLoad, StoredCheckpoint, StoredEvent,
 };
 
 use subscribers::Subscribers;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::domain::{
-    AttemptId, CheckpointRecord, DatasetId, DatasetLayout, Event, JobError, JobId, JobSpec, Phase,
-    Progress, Status, Timestamp,
+    AttemptId, CheckpointRecord, DatasetId, DatasetLayout, Event, JobError, JobId, JobSpec,
+    LossCause, Phase, Progress, RetryPolicy, Status, Timestamp,
 };
 
 /// A job as it stands.
@@ -24,6 +24,10 @@ pub struct Job {
     pub attempt: u32,
     /// A cancel was asked for and has not taken effect yet.
     pub cancel_requested: bool,
+    /// A pause was asked for and has not taken effect yet.
+    pub pause_requested: bool,
+    /// A queued job is not started before this: the pause after a lost trainer.
+    pub not_before: Option<Timestamp>,
     /// Step of the checkpoint that is the trained model; set exactly when `status` is succeeded.
     pub model_step: Option<u64>,
     pub created_at: Timestamp,
@@ -105,19 +109,44 @@ pub struct AttemptInput {
     pub attempt: u32,
     pub job_id: JobId,
     pub spec: JobSpec,
+    /// Parts that micro-batches are split into.
+    pub micro_batch_divisor: u32,
     pub train: Dataset,
     pub eval: Option<Dataset>,
 }
 
 /// How an attempt that reported no end is closed. Where a cancel was asked for, the job becomes cancelled,
-/// whichever of these it is.
+/// whichever of these it is; where a pause was, it becomes paused unless it fails.
 #[derive(Clone, Debug)]
 pub enum AttemptEnd {
     /// The job fails with this error.
     Fail(JobError),
-    /// The trainer was lost: the job goes back to the queue, or fails with `error` once it lost
-    /// `max_attempts` trainers.
-    Requeue { error: JobError, max_attempts: u32 },
+    /// The trainer was lost: `policy` decides between the queue and failing. `error` says how.
+    Lost {
+        cause: LossCause,
+        error: JobError,
+        policy: RetryPolicy,
+    },
     /// The server took the job away from its trainer: back to the queue, not counted as lost.
     Return { reason: String },
+}
+
+/// What a `PATCH` changes; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobPatch {
+    /// Only while the job is queued or paused.
+    pub priority: Option<i32>,
+    /// Replaces the name.
+    pub name: Option<String>,
+    /// Replaces all pairs.
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// What a guess at a queued job's start is made from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QueueLoad {
+    /// Seconds that running jobs expect to need; `None` for one that does not know yet.
+    pub running_eta_s: Vec<Option<f64>>,
+    /// Mean seconds that the last jobs took from start to success.
+    pub mean_job_s: Option<f64>,
 }

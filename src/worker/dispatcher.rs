@@ -38,7 +38,7 @@ impl Dispatcher {
 
     /// One step:
     /// 1. Count the slots that are taken. None free: `NoSlot`.
-    /// 2. Claim the oldest queued job. None queued: `Nothing`.
+    /// 2. Claim the next queued job. None queued, or all of them waiting out a loss: `Nothing`.
     /// 3. Start its trainer. If that fails, the job fails with `trainer_start_failed`.
     pub async fn tick(&self) -> Tick {
         match self.try_tick().await {

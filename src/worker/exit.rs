@@ -4,11 +4,16 @@ use std::fmt;
 
 use nix::sys::signal::Signal;
 
-use crate::domain::{AttemptId, ErrorCode, JobError};
+use crate::domain::{AttemptId, ErrorCode, JobError, LossCause, RetryPolicy};
 use crate::store::AttemptEnd;
 
 /// The trainer was called wrongly; trying again would end the same way. clap's exit code for usage errors.
 const BAD_USAGE: i32 = 2;
+
+/// The trainer's watchdog gave up on a step (`train::watchdog`).
+pub(super) const HUNG: i32 = 86;
+/// What Rust's allocator prints before it aborts.
+const ALLOCATION_FAILED: &str = "memory allocation of ";
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,32 +44,66 @@ pub(super) struct TrainerExit {
     pub cause: ExitCause,
     /// The last lines it printed.
     pub log_tail: String,
+    /// The kernel's out-of-memory killer struck on this machine while it ran.
+    pub oom_kill_seen: bool,
 }
 
 /// How the attempt ends if the trainer reported no end.
-pub(super) fn verdict(exit: &TrainerExit, max_attempts: u32) -> AttemptEnd {
-    let message = match exit.cause {
-        ExitCause::Code(BAD_USAGE) => {
-            with_tail("the trainer process refused its arguments".to_owned(), exit)
-        }
-        ExitCause::Code(0) => "the trainer process exited without reporting an end".to_owned(),
-        ExitCause::Code(_) => with_tail(format!("the trainer process {}", exit.cause), exit),
-        ExitCause::Signal(_) | ExitCause::Unknown => format!("the trainer process {}", exit.cause),
-    };
-    let refused = exit.cause == ExitCause::Code(BAD_USAGE);
-    let code = if refused {
-        ErrorCode::TrainerStartFailed
+pub(super) fn verdict(exit: &TrainerExit, policy: &RetryPolicy) -> AttemptEnd {
+    if exit.cause == ExitCause::Code(BAD_USAGE) {
+        let message = with_tail("the trainer process refused its arguments".to_owned(), exit);
+        let error = JobError::new(ErrorCode::TrainerStartFailed, message).hint(SEE_LOG);
+        return AttemptEnd::Fail(error);
+    }
+    let cause = loss_cause(exit);
+    AttemptEnd::Lost {
+        cause,
+        error: explain(cause, exit),
+        policy: *policy,
+    }
+}
+
+fn loss_cause(exit: &TrainerExit) -> LossCause {
+    let killed_by = |signal: Signal| exit.cause == ExitCause::Signal(signal as i32);
+    if exit.cause == ExitCause::Code(HUNG) {
+        LossCause::Hung
+    } else if (killed_by(Signal::SIGKILL) && exit.oom_kill_seen)
+        || (killed_by(Signal::SIGABRT) && exit.log_tail.contains(ALLOCATION_FAILED))
+    {
+        LossCause::OutOfMemory
     } else {
-        ErrorCode::TrainerDied
-    };
-    let mut error = JobError::new(code, message);
-    error.hint = hint(exit.cause).map(str::to_owned);
-    if refused {
-        AttemptEnd::Fail(error)
-    } else {
-        AttemptEnd::Requeue {
-            error,
-            max_attempts,
+        LossCause::Died
+    }
+}
+
+const SEE_LOG: &str = "the job's `trainer.log` on the server says more";
+
+fn explain(cause: LossCause, exit: &TrainerExit) -> JobError {
+    let what = format!("the trainer process {}", exit.cause);
+    match cause {
+        LossCause::Hung => JobError::new(
+            ErrorCode::TrainerHung,
+            with_tail(
+                "the trainer gave up on a step that took too long".to_owned(),
+                exit,
+            ),
+        )
+        .hint(SEE_LOG),
+        LossCause::OutOfMemory => JobError::new(
+            ErrorCode::OutOfMemory,
+            format!("the trainer ran out of memory: {what}"),
+        ),
+        LossCause::Died | LossCause::Silent => {
+            let message = match exit.cause {
+                ExitCause::Code(0) => {
+                    "the trainer process exited without reporting an end".to_owned()
+                }
+                ExitCause::Code(_) => with_tail(what, exit),
+                ExitCause::Signal(_) | ExitCause::Unknown => what,
+            };
+            let mut error = JobError::new(ErrorCode::TrainerDied, message);
+            error.hint = hint(exit.cause).map(str::to_owned);
+            error
         }
     }
 }
@@ -78,16 +117,12 @@ fn with_tail(message: String, exit: &TrainerExit) -> String {
 }
 
 fn hint(cause: ExitCause) -> Option<&'static str> {
-    let killed = |signal: Signal| cause == ExitCause::Signal(signal as i32);
-    if killed(Signal::SIGKILL) {
-        Some(
-            "the system's out-of-memory killer does this, see its kernel log; a smaller \
-             `per_device_train_batch_size` or `max_seq_length` needs less memory",
-        )
-    } else if matches!(cause, ExitCause::Code(0)) {
-        None
-    } else {
-        Some("the job's `trainer.log` on the server says more")
+    match cause {
+        ExitCause::Code(0) => None,
+        ExitCause::Signal(number) if number == Signal::SIGKILL as i32 => {
+            Some("somebody, or something, killed it from outside: see the system's log")
+        }
+        _ => Some(SEE_LOG),
     }
 }
 
@@ -97,46 +132,73 @@ mod tests {
 
     use super::*;
 
-    fn error_after(cause: ExitCause) -> (JobError, bool) {
-        let exit = TrainerExit {
+    fn exit(cause: ExitCause) -> TrainerExit {
+        TrainerExit {
             attempt_id: AttemptId(Uuid::nil()),
             cause,
             log_tail: "thread panicked".to_owned(),
-        };
-        match verdict(&exit, 3) {
-            AttemptEnd::Fail(error) => (error, false),
-            AttemptEnd::Requeue { error, .. } => (error, true),
-            AttemptEnd::Return { .. } => panic!("a death is not a return"),
+            oom_kill_seen: false,
+        }
+    }
+
+    fn lost(exit: &TrainerExit) -> (LossCause, JobError) {
+        match verdict(exit, &RetryPolicy::default()) {
+            AttemptEnd::Lost { cause, error, .. } => (cause, error),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn an_exit_is_explained() {
-        let (error, again) = error_after(ExitCause::Signal(9));
-        assert!(again);
+        let (cause, error) = lost(&exit(ExitCause::Signal(9)));
+        assert_eq!(cause, LossCause::Died);
         assert_eq!(error.code, ErrorCode::TrainerDied);
         assert_eq!(
             error.message,
             "the trainer process was killed by signal 9 (SIGKILL)"
         );
-        assert!(error.hint.unwrap().contains("out-of-memory"));
+        assert!(error.hint.unwrap().contains("from outside"));
 
-        let (error, again) = error_after(ExitCause::Code(101));
-        assert!(again);
+        let (_, error) = lost(&exit(ExitCause::Code(101)));
         assert_eq!(
             error.message,
             "the trainer process exited with code 101; its last words:\nthread panicked"
         );
 
-        let (error, again) = error_after(ExitCause::Code(0));
-        assert!(again);
+        let (_, error) = lost(&exit(ExitCause::Code(0)));
         assert_eq!(error.hint, None);
     }
 
     #[test]
+    fn memory_is_told_from_other_deaths() {
+        let mut killed = exit(ExitCause::Signal(9));
+        killed.oom_kill_seen = true;
+        let (cause, error) = lost(&killed);
+        assert_eq!(cause, LossCause::OutOfMemory);
+        assert_eq!(error.code, ErrorCode::OutOfMemory);
+        let mut aborted = exit(ExitCause::Signal(6));
+        assert_eq!(lost(&aborted).0, LossCause::Died);
+        aborted.log_tail = "memory allocation of 4096 bytes failed".to_owned();
+        assert_eq!(lost(&aborted).0, LossCause::OutOfMemory);
+        // Somebody else's process may have been the victim: a crash stays a crash.
+        let mut crashed = exit(ExitCause::Signal(11));
+        crashed.oom_kill_seen = true;
+        assert_eq!(lost(&crashed).0, LossCause::Died);
+    }
+
+    #[test]
+    fn a_hung_step_is_told_from_a_crash() {
+        let (cause, error) = lost(&exit(ExitCause::Code(HUNG)));
+        assert_eq!(cause, LossCause::Hung);
+        assert_eq!(error.code, ErrorCode::TrainerHung);
+    }
+
+    #[test]
     fn bad_usage_is_not_tried_again() {
-        let (error, again) = error_after(ExitCause::Code(2));
-        assert!(!again);
+        let AttemptEnd::Fail(error) = verdict(&exit(ExitCause::Code(2)), &RetryPolicy::default())
+        else {
+            panic!("trying again would end the same way")
+        };
         assert_eq!(error.code, ErrorCode::TrainerStartFailed);
     }
 }

@@ -5,8 +5,8 @@
 //!   wake-up, or every second
 //!      │
 //!      ├─ a trainer exited    → exit::verdict → the attempt ends, unless the trainer reported an end
-//!      ├─ Rescuer::tick       → leases that ran out, cancels nobody followed, trainers that stay
-//!      └─ Dispatcher::tick    → free slot? claim the oldest queued job and start its trainer; again
+//!      ├─ Rescuer::tick       → leases and time that ran out, cancels and pauses nobody followed, trainers that stay
+//!      └─ Dispatcher::tick    → free slot? claim the next queued job and start its trainer; again
 //! ```
 //!
 //! All of it runs in one task, so no two of these ever interleave. What a trainer *reports* never passes
@@ -150,7 +150,7 @@ impl Worker {
             tokio::select! {
                 () = self.wake.notified() => {}
                 Some(exit) = self.exits.recv() => {
-                    let end = exit::verdict(&exit, self.options.max_attempts);
+                    let end = exit::verdict(&exit, &self.options.retry);
                     self.end(&exit, end).await;
                 }
                 _ = second.tick() => self.rescuer.tick().await,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::domain::RetryPolicy;
+
 /// How the worker behaves.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
@@ -19,9 +21,9 @@ pub struct WorkerOptions {
     pub heartbeat_ms: u64,
     /// Passed on as `--threads`; without it the trainer chooses.
     pub threads_per_trainer: Option<u32>,
-    /// A job fails when it lost this many trainers. A resumed attempt goes on from the newest checkpoint.
-    pub max_attempts: u32,
-    /// After a cancel the trainer has this long to end by itself; then SIGTERM.
+    /// What becomes of a job that lost its trainer. A new attempt goes on from the newest checkpoint.
+    pub retry: RetryPolicy,
+    /// After a cancel or a pause the trainer has this long to end by itself; then SIGTERM.
     pub cancel_grace_ms: i64,
     /// From SIGTERM to SIGKILL.
     pub kill_after_ms: u64,
@@ -38,7 +40,7 @@ impl WorkerOptions {
             lease_ms: 30_000,
             heartbeat_ms: 2_000,
             threads_per_trainer: None,
-            max_attempts: 3,
+            retry: RetryPolicy::default(),
             cancel_grace_ms: 10_000,
             kill_after_ms: 5_000,
         }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::executor::Executor;
 use super::options::WorkerOptions;
-use crate::domain::{AttemptId, Clock, ErrorCode, JobError, Timestamp};
+use crate::domain::{AttemptId, Clock, ErrorCode, JobError, LossCause, RetryPolicy, Timestamp};
 use crate::store::{AttemptEnd, Store, StoreError};
 
 pub(super) struct Rescuer {
     store: Store,
     executor: Arc<dyn Executor>,
     clock: Arc<dyn Clock>,
-    max_attempts: u32,
+    retry: RetryPolicy,
     cancel_grace_ms: i64,
     kill_after: Duration,
     /// Trainers seen alive after their attempt ended, and since when.
@@ -31,7 +31,7 @@ impl Rescuer {
             store,
             executor,
             clock,
-            max_attempts: options.max_attempts,
+            retry: options.retry,
             cancel_grace_ms: options.cancel_grace_ms,
             kill_after: Duration::from_millis(options.kill_after_ms),
             over_since: HashMap::new(),
@@ -40,8 +40,9 @@ impl Rescuer {
 
     /// One step:
     /// 1. Leases that ran out: the attempt ends (queued again or failed), its trainer is killed.
-    /// 2. Cancels that the trainer did not follow in time: it is told to leave, then killed.
-    /// 3. Trainers whose attempt is over and that stay: the same.
+    /// 2. Jobs whose time ran out: they fail, their trainer is killed.
+    /// 3. Cancels and pauses that the trainer did not follow in time: it is told to leave, then killed.
+    /// 4. Trainers whose attempt is over and that stay: the same.
     pub async fn tick(&mut self) {
         if let Err(error) = self.try_tick().await {
             tracing::error!(%error, "looking for lost attempts failed");
@@ -50,16 +51,22 @@ impl Rescuer {
 
     async fn try_tick(&mut self) -> Result<(), StoreError> {
         self.rescue_silent().await?;
-        self.enforce_cancels().await?;
+        self.end_overrun().await?;
+        self.enforce_stops().await?;
         self.remove_stayers().await
+    }
+
+    fn silent(&self) -> AttemptEnd {
+        AttemptEnd::Lost {
+            cause: LossCause::Silent,
+            error: stopped_answering(),
+            policy: self.retry,
+        }
     }
 
     async fn rescue_silent(&self) -> Result<(), StoreError> {
         for (attempt, job) in self.store.expired_attempts().await? {
-            let end = AttemptEnd::Requeue {
-                error: stopped_answering(),
-                max_attempts: self.max_attempts,
-            };
+            let end = self.silent();
             // Fence first: a trainer that wakes up between the two finds its attempt over.
             if self.store.end_expired_attempt(attempt, end).await? {
                 tracing::warn!(%job, %attempt, "trainer stopped answering");
@@ -69,15 +76,25 @@ impl Rescuer {
         Ok(())
     }
 
-    async fn enforce_cancels(&self) -> Result<(), StoreError> {
-        for (attempt, job) in self.store.overdue_cancels(self.cancel_grace_ms).await? {
+    async fn end_overrun(&self) -> Result<(), StoreError> {
+        for (attempt, job) in self.store.overrun_attempts().await? {
+            tracing::warn!(%job, %attempt, "the job's time is used up");
+            let end = AttemptEnd::Fail(overrun());
+            if self.store.end_attempt(attempt, end).await? {
+                self.executor.stop(attempt, Duration::ZERO);
+            }
+        }
+        Ok(())
+    }
+
+    async fn enforce_stops(&self) -> Result<(), StoreError> {
+        for (attempt, job) in self.store.overdue_stops(self.cancel_grace_ms).await? {
             if self.executor.stop(attempt, self.kill_after) {
                 continue; // Its exit ends the attempt.
             }
             // Not our child: all we can do is to fence it, and its next message stops it.
-            tracing::warn!(%job, %attempt, "a cancelled trainer did not answer");
-            let end = AttemptEnd::Fail(stopped_answering());
-            self.store.end_attempt(attempt, end).await?;
+            tracing::warn!(%job, %attempt, "a trainer did not follow a cancel or a pause");
+            self.store.end_attempt(attempt, self.silent()).await?;
         }
         Ok(())
     }
@@ -103,6 +120,15 @@ impl Rescuer {
         }
         Ok(())
     }
+}
+
+fn overrun() -> JobError {
+    JobError::new(
+        ErrorCode::MaxRuntimeExceeded,
+        "the job ran longer than its `max_runtime_s`",
+    )
+    .at("/max_runtime_s")
+    .hint("its checkpoints stay: retry it for as much time again, or clone it with a higher limit")
 }
 
 fn stopped_answering() -> JobError {

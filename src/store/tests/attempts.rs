@@ -1,14 +1,21 @@
 use super::*;
-use crate::domain::{Command, ErrorCode, JobError, LogLevel, Phase, Progress};
+use crate::domain::{
+    Command, ErrorCode, JobError, LogLevel, LossCause, Phase, Progress, RetryPolicy,
+};
 
 fn died() -> JobError {
     JobError::new(ErrorCode::TrainerDied, "the trainer died")
 }
 
 fn requeue(max_attempts: u32) -> AttemptEnd {
-    AttemptEnd::Requeue {
+    AttemptEnd::Lost {
+        cause: LossCause::Died,
         error: died(),
-        max_attempts,
+        policy: RetryPolicy {
+            max_attempts,
+            first_delay_ms: 0,
+            max_delay_ms: 0,
+        },
     }
 }
 
@@ -194,7 +201,10 @@ async fn lost_trainers_count_and_returned_ones_do_not() {
     let end = requeue(2);
     assert!(f.store.end_attempt(last.attempt_id, end).await.unwrap());
     let job = f.store.job(job).await.unwrap().unwrap();
-    assert_eq!((job.status, job.error), (Status::Failed, Some(died())));
+    assert_eq!(job.status, Status::Failed);
+    let error = job.error.unwrap();
+    assert_eq!(error.code, ErrorCode::Poisoned);
+    assert!(error.message.ends_with(&died().message), "{error}");
     assert_eq!(f.store.open_attempts().await.unwrap(), []);
 }
 
@@ -206,10 +216,10 @@ async fn a_cancel_reaches_the_trainer_and_takes_effect_once() {
     let marked = f.store.cancel_job(job).await.unwrap();
     assert_eq!(marked.status, Status::Running);
     assert!(marked.cancel_requested);
-    assert_eq!(f.store.overdue_cancels(10).await.unwrap(), []);
+    assert_eq!(f.store.overdue_stops(10).await.unwrap(), []);
     f.clock.advance_ms(11);
     f.store.cancel_job(job).await.unwrap();
-    let overdue = f.store.overdue_cancels(10).await.unwrap();
+    let overdue = f.store.overdue_stops(10).await.unwrap();
     assert_eq!(overdue, [(claimed.attempt_id, job)]);
     let answer = f.say(&claimed, vec![]).await.unwrap();
     assert_eq!(answer.command, Command::Cancel);
@@ -218,7 +228,7 @@ async fn a_cancel_reaches_the_trainer_and_takes_effect_once() {
     let cancelled = f.store.job(job).await.unwrap().unwrap();
     assert_eq!(cancelled.status, Status::Cancelled);
     assert!(!cancelled.cancel_requested);
-    assert_eq!(f.store.overdue_cancels(10).await.unwrap(), []);
+    assert_eq!(f.store.overdue_stops(10).await.unwrap(), []);
     assert_eq!(f.kinds(job).await, ["queued", "started", "cancelled"]);
 }
 
@@ -239,6 +249,7 @@ async fn a_cancelled_job_is_not_queued_again() {
     let f = Fixture::new().await;
     for end in [
         Some(requeue(9)),
+        Some(out_of_memory()),
         Some(AttemptEnd::Fail(died())),
         None, // the trainer gives the job back itself
     ] {
@@ -304,4 +315,140 @@ async fn numbers_that_are_none_are_left_out() {
     assert_eq!(f.say(&claimed, said).await.unwrap().acked_seq, 1);
     assert_eq!(f.store.metric_points(job, &[], 0).await.unwrap(), []);
     assert_eq!(f.kinds(job).await, ["queued", "started", "metrics"]);
+}
+
+fn out_of_memory() -> AttemptEnd {
+    AttemptEnd::Lost {
+        cause: LossCause::OutOfMemory,
+        error: died(),
+        policy: RetryPolicy::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_lost_job_waits_before_it_is_claimed_again() {
+    let f = Fixture::new().await;
+    let job = f.job().await.id;
+    let policy = RetryPolicy::default();
+    let end = AttemptEnd::Lost {
+        cause: LossCause::Died,
+        error: died(),
+        policy,
+    };
+    let claimed = f.claim().await;
+    f.store.end_attempt(claimed.attempt_id, end).await.unwrap();
+    let waiting = f.store.job(job).await.unwrap().unwrap();
+    let wait_ms = waiting.not_before.unwrap().0 - 1_000_000;
+    assert!((1_000..=1_250).contains(&wait_ms), "{wait_ms}");
+    f.clock.advance_ms(wait_ms - 1);
+    assert!(f.store.claim_next(LEASE_MS).await.unwrap().is_none());
+    // Others do not wait for it.
+    let other = f.job().await.id;
+    assert_eq!(f.claim().await.job_id, other);
+    f.clock.advance_ms(1);
+    assert_eq!(f.claim().await.job_id, job);
+    let running = f.store.job(job).await.unwrap().unwrap();
+    assert_eq!(running.not_before, None);
+}
+
+#[tokio::test]
+async fn running_out_of_memory_halves_micro_batches_and_is_no_trainer_death() {
+    let f = Fixture::new().await;
+    let job = f.job().await.id;
+    for divisor in [1, 2, 4, 8] {
+        let claimed = f.claim().await;
+        let (id, token) = (claimed.attempt_id, &claimed.token);
+        let input = f.store.attempt_input(id, token).await.unwrap();
+        assert_eq!(input.micro_batch_divisor, divisor);
+        f.store.end_attempt(id, out_of_memory()).await.unwrap();
+    }
+    let failed = f.store.job(job).await.unwrap().unwrap();
+    assert_eq!(failed.error.unwrap().code, ErrorCode::OutOfMemory);
+    // By hand it gets the whole size again.
+    f.store.retry_job(job).await.unwrap();
+    let claimed = f.claim().await;
+    let input = f
+        .store
+        .attempt_input(claimed.attempt_id, &claimed.token)
+        .await;
+    assert_eq!(input.unwrap().micro_batch_divisor, 1);
+}
+
+#[tokio::test]
+async fn a_retried_job_has_all_its_retries_again() {
+    let f = Fixture::new().await;
+    let job = f.job().await.id;
+    for round in 0..3 {
+        for _ in 0..2 {
+            let claimed = f.claim().await;
+            let id = claimed.attempt_id;
+            f.store.end_attempt(id, requeue(2)).await.unwrap();
+        }
+        assert_eq!(f.status(job).await, Status::Failed, "round {round}");
+        f.store.retry_job(job).await.unwrap();
+    }
+    let kinds = f.kinds(job).await;
+    assert_eq!(kinds.iter().filter(|kind| **kind == "failed").count(), 3);
+}
+
+#[tokio::test]
+async fn time_that_ran_is_counted_over_attempts_and_waiting_is_not() {
+    let f = Fixture::new().await;
+    let mut spec = f.spec();
+    spec.max_runtime_s = Some(10);
+    f.store.create_job(spec, None).await.unwrap();
+    f.clock.advance_ms(60_000);
+    let first = f.claim().await;
+    f.clock.advance_ms(4_000);
+    let end = AttemptEnd::Return {
+        reason: "stop".to_owned(),
+    };
+    f.store.end_attempt(first.attempt_id, end).await.unwrap();
+    f.clock.advance_ms(60_000);
+    let second = f.claim().await;
+    f.clock.advance_ms(5_999);
+    assert_eq!(f.store.overrun_attempts().await.unwrap(), []);
+    f.clock.advance_ms(1);
+    let overrun = f.store.overrun_attempts().await.unwrap();
+    assert_eq!(overrun, [(second.attempt_id, second.job_id)]);
+}
+
+#[tokio::test]
+async fn a_pause_takes_effect_however_the_attempt_ends_and_a_cancel_wins() {
+    let f = Fixture::new().await;
+    let report = |event| vec![message(1, event)];
+    let gave_back = Event::Requeued {
+        reason: "told to".to_owned(),
+    };
+    let job = f.job().await.id;
+    let claimed = f.claim().await;
+    f.store.pause_job(job).await.unwrap();
+    f.clock.advance_ms(11);
+    let overdue = f.store.overdue_stops(10).await.unwrap();
+    assert_eq!(overdue, [(claimed.attempt_id, job)]);
+    f.say(&claimed, report(gave_back.clone())).await.unwrap();
+    assert_eq!(f.status(job).await, Status::Paused);
+
+    f.store.resume_job(job).await.unwrap();
+    let claimed = f.claim().await;
+    f.store.pause_job(job).await.unwrap();
+    let id = claimed.attempt_id;
+    f.store.end_attempt(id, requeue(1)).await.unwrap();
+    assert_eq!(f.status(job).await, Status::Paused, "a death while pausing");
+
+    f.store.resume_job(job).await.unwrap();
+    let claimed = f.claim().await;
+    f.store.pause_job(job).await.unwrap();
+    f.store.cancel_job(job).await.unwrap();
+    let answer = f.say(&claimed, vec![]).await.unwrap();
+    assert_eq!(answer.command, Command::Cancel);
+    f.say(&claimed, report(gave_back)).await.unwrap();
+    assert_eq!(f.status(job).await, Status::Cancelled);
+
+    let job = f.job().await.id;
+    let claimed = f.claim().await;
+    f.store.pause_job(job).await.unwrap();
+    let done = Event::Succeeded { model_step: 3 };
+    f.say(&claimed, report(done)).await.unwrap();
+    assert_eq!(f.status(job).await, Status::Succeeded);
 }

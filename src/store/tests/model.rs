@@ -1,10 +1,19 @@
 //! Random operations against the store and against a model small enough to be read, side by side.
 
 use super::*;
-use crate::domain::{ErrorCode, JobError, LogLevel};
+use crate::domain::{ErrorCode, JobError, LogLevel, LossCause, RetryPolicy};
 
 const OPERATIONS: u64 = 3000;
+const OPERATIONS_OF_THE_LANE: u64 = 100_000;
 const MAX_ATTEMPTS: u32 = 3;
+/// Losses do not delay a job here: the clock stands still.
+const POLICY: RetryPolicy = RetryPolicy {
+    max_attempts: MAX_ATTEMPTS,
+    first_delay_ms: 0,
+    max_delay_ms: 0,
+};
+/// As the specs of this test say.
+const MICRO_BATCH: u32 = 8;
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough to pick operations.
 struct Random(u64);
@@ -23,8 +32,11 @@ struct ModelJob {
     id: JobId,
     status: Status,
     attempt: u32,
+    priority: i32,
     lost: u32,
+    divisor: u32,
     cancel_requested: bool,
+    pause_requested: bool,
     kinds: Vec<&'static str>,
     /// The newest attempt, over or not.
     claimed: Option<ClaimedAttempt>,
@@ -35,12 +47,15 @@ impl ModelJob {
     fn finish(&mut self, status: Status, kind: &'static str) {
         self.status = status;
         self.cancel_requested = false;
+        self.pause_requested = false;
         self.kinds.push(kind);
     }
 
-    fn requeue_or_cancel(&mut self) {
+    fn leave_or_requeue(&mut self) {
         if self.cancel_requested {
             self.finish(Status::Cancelled, "cancelled");
+        } else if self.pause_requested {
+            self.finish(Status::Paused, "paused");
         } else {
             self.finish(Status::Queued, "requeued");
         }
@@ -49,22 +64,32 @@ impl ModelJob {
 
 #[tokio::test]
 async fn random_operations_agree_with_the_model() {
+    agree(OPERATIONS).await;
+}
+
+#[tokio::test]
+#[ignore = "a minute; see tests/LANES.md"]
+async fn a_hundred_thousand_random_operations_agree_with_the_model() {
+    agree(OPERATIONS_OF_THE_LANE).await;
+}
+
+async fn agree(operations: u64) {
     let seed = std::env::var("CHANDLER_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(20_261_123);
-    println!("seed {seed} (set CHANDLER_TEST_SEED to replay another)");
+    println!("seed {seed} (set CHANDLER_TEST_SEED to replay another), {operations} operations");
     let f = Fixture::new().await;
     let mut random = Random(seed);
     let mut jobs: Vec<ModelJob> = Vec::new();
-    for operation in 0..OPERATIONS {
+    for operation in 0..operations {
         let changed = step(&f, &mut random, &mut jobs).await;
         if let Some(index) = changed {
             compare(&f, &jobs[index], operation).await;
         }
     }
     for job in &jobs {
-        compare(&f, job, OPERATIONS).await;
+        compare(&f, job, operations).await;
     }
     let newest_first: Vec<JobId> = jobs.iter().rev().map(|job| job.id).collect();
     let listed = f.store.jobs(None, None, 100_000).await.unwrap();
@@ -78,6 +103,8 @@ async fn compare(f: &Fixture, job: &ModelJob, operation: u64) {
     assert_eq!(stored.status, job.status, "{context}");
     assert_eq!(stored.attempt, job.attempt, "{context}");
     assert_eq!(stored.cancel_requested, job.cancel_requested, "{context}");
+    assert_eq!(stored.pause_requested, job.pause_requested, "{context}");
+    assert_eq!(stored.spec.priority, job.priority, "{context}");
     assert_eq!(f.kinds(job.id).await, job.kinds, "{context}");
 }
 
@@ -90,8 +117,11 @@ async fn step(f: &Fixture, random: &mut Random, jobs: &mut Vec<ModelJob>) -> Opt
             id,
             status: Status::Queued,
             attempt: 0,
+            priority: 0,
             lost: 0,
+            divisor: 1,
             cancel_requested: false,
+            pause_requested: false,
             kinds: vec!["queued"],
             claimed: None,
             acked: 0,
@@ -108,6 +138,10 @@ async fn step(f: &Fixture, random: &mut Random, jobs: &mut Vec<ModelJob>) -> Opt
         }
         26..32 => {
             end(f, random, &mut jobs[index]).await;
+            Some(index)
+        }
+        36..46 => {
+            lifecycle(f, random, &mut jobs[index]).await;
             Some(index)
         }
         32..36 => {
@@ -128,7 +162,12 @@ async fn step(f: &Fixture, random: &mut Random, jobs: &mut Vec<ModelJob>) -> Opt
 }
 
 async fn claim(f: &Fixture, jobs: &mut [ModelJob]) -> Option<usize> {
-    let oldest = jobs.iter().position(|job| job.status == Status::Queued);
+    let queued = jobs.iter().filter(|job| job.status == Status::Queued);
+    let highest = queued.map(|job| job.priority).max();
+    // Jobs stand in order of age.
+    let oldest = jobs
+        .iter()
+        .position(|job| job.status == Status::Queued && Some(job.priority) == highest);
     let claimed = f.store.claim_next(LEASE_MS).await.unwrap();
     assert_eq!(
         claimed.as_ref().map(|c| c.job_id),
@@ -146,7 +185,7 @@ async fn claim(f: &Fixture, jobs: &mut [ModelJob]) -> Option<usize> {
 async fn cancel(f: &Fixture, job: &mut ModelJob) {
     let result = f.store.cancel_job(job.id).await;
     match job.status {
-        Status::Queued => job.finish(Status::Cancelled, "cancelled"),
+        Status::Queued | Status::Paused => job.finish(Status::Cancelled, "cancelled"),
         Status::Running => job.cancel_requested = true,
         Status::Succeeded | Status::Failed => {
             assert_eq!(result, Err(StoreError::StateConflict(job.status)));
@@ -155,20 +194,73 @@ async fn cancel(f: &Fixture, job: &mut ModelJob) {
     }
 }
 
+/// Pause, resume, retry, a new priority.
+async fn lifecycle(f: &Fixture, random: &mut Random, job: &mut ModelJob) {
+    let conflict = Err(StoreError::StateConflict(job.status));
+    match random.below(4) {
+        0 => {
+            let result = f.store.pause_job(job.id).await.map(|_| ());
+            match job.status {
+                Status::Queued => job.finish(Status::Paused, "paused"),
+                Status::Running => job.pause_requested = true,
+                Status::Paused => {}
+                _ => return assert_eq!(result, conflict),
+            }
+            assert_eq!(result, Ok(()));
+        }
+        1 => {
+            let result = f.store.resume_job(job.id).await.map(|_| ());
+            match job.status {
+                Status::Paused => job.finish(Status::Queued, "resumed"),
+                Status::Running => job.pause_requested = false,
+                Status::Queued => {}
+                _ => return assert_eq!(result, conflict),
+            }
+            assert_eq!(result, Ok(()));
+        }
+        2 => {
+            let result = f.store.retry_job(job.id).await.map(|_| ());
+            if !matches!(job.status, Status::Failed | Status::Cancelled) {
+                return assert_eq!(result, conflict);
+            }
+            job.finish(Status::Queued, "retried");
+            (job.lost, job.divisor) = (0, 1);
+        }
+        _ => {
+            let priority = i32::try_from(random.below(3)).unwrap() - 1;
+            let patch = JobPatch {
+                priority: Some(priority),
+                ..JobPatch::default()
+            };
+            let result = f.store.update_job(job.id, patch).await.map(|_| ());
+            if !matches!(job.status, Status::Queued | Status::Paused) {
+                return assert_eq!(result, conflict);
+            }
+            job.priority = priority;
+        }
+    }
+}
+
 async fn end(f: &Fixture, random: &mut Random, job: &mut ModelJob) {
     let Some(claimed) = job.claimed.clone() else {
         return;
     };
     let error = JobError::new(ErrorCode::TrainerDied, "gone");
-    let choice = random.below(4);
+    let choice = random.below(5);
     let end = match choice {
         0 => AttemptEnd::Fail(error),
         1 => AttemptEnd::Return {
             reason: "stop".to_owned(),
         },
-        _ => AttemptEnd::Requeue {
+        2 => AttemptEnd::Lost {
+            cause: LossCause::OutOfMemory,
             error,
-            max_attempts: MAX_ATTEMPTS,
+            policy: POLICY,
+        },
+        _ => AttemptEnd::Lost {
+            cause: LossCause::Died,
+            error,
+            policy: POLICY,
         },
     };
     let was_open = f.store.end_attempt(claimed.attempt_id, end).await.unwrap();
@@ -176,14 +268,29 @@ async fn end(f: &Fixture, random: &mut Random, job: &mut ModelJob) {
     if !was_open {
         return;
     }
-    if job.cancel_requested || choice == 1 {
-        job.requeue_or_cancel();
-    } else if choice == 0 || job.lost + 1 >= MAX_ATTEMPTS {
-        job.finish(Status::Failed, "failed");
-    } else {
-        job.lost += 1;
-        job.finish(Status::Queued, "requeued");
+    if job.cancel_requested {
+        return job.finish(Status::Cancelled, "cancelled");
     }
+    if choice == 0 {
+        return job.finish(Status::Failed, "failed");
+    }
+    if job.pause_requested {
+        return job.finish(Status::Paused, "paused");
+    }
+    let fails = match choice {
+        1 => false,
+        2 => job.divisor >= MICRO_BATCH,
+        _ => job.lost + 1 >= MAX_ATTEMPTS,
+    };
+    if fails {
+        return job.finish(Status::Failed, "failed");
+    }
+    match choice {
+        1 => {}
+        2 => job.divisor *= 2,
+        _ => job.lost += 1,
+    }
+    job.finish(Status::Queued, "requeued");
 }
 
 fn random_event(random: &mut Random) -> Event {
@@ -234,7 +341,7 @@ async fn report(f: &Fixture, random: &mut Random, job: &mut ModelJob) {
             Event::Succeeded { .. } => job.finish(Status::Succeeded, "succeeded"),
             Event::Failed { .. } => job.finish(Status::Failed, "failed"),
             Event::Cancelled {} => job.finish(Status::Cancelled, "cancelled"),
-            Event::Requeued { .. } => job.requeue_or_cancel(),
+            Event::Requeued { .. } => job.leave_or_requeue(),
             Event::Progress(_) | Event::Started { .. } => {}
             other => job.kinds.push(other.kind()),
         }

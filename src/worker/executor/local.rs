@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Executor, TOKEN_ENV, attempt_dir, log_tail};
+use super::{Executor, TOKEN_ENV, attempt_dir, log_tail, oom};
 use crate::domain::{AttemptId, ErrorCode, JobError};
 use crate::store::ClaimedAttempt;
 use crate::worker::exit::{ExitCause, TrainerExit};
@@ -85,6 +85,7 @@ impl LocalExecutor {
 impl Executor for LocalExecutor {
     fn start(&self, claimed: &ClaimedAttempt) -> Result<(), JobError> {
         let dir = attempt_dir(&self.data_dir, claimed.job_id, claimed.attempt);
+        let oom_kills = oom::kills();
         let child = self.spawn(claimed, &dir).map_err(start_failed)?;
         let (stop, stops) = mpsc::channel(STOP_QUEUE);
         let id = claimed.attempt_id;
@@ -101,6 +102,7 @@ impl Executor for LocalExecutor {
                 attempt_id: id,
                 cause,
                 log_tail: log_tail::read(&dir.join("trainer.log")),
+                oom_kill_seen: oom::kills() > oom_kills,
             };
             // Told before it is forgotten: who asks for the living in between still hears of the exit.
             exits.send(exit).await.ok();

@@ -3,6 +3,7 @@
 
 mod local;
 mod log_tail;
+mod oom;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -225,6 +225,7 @@ fn attempt_spec() -> AttemptSpec {
         },
         eval: None,
         data_dir: PathBuf::from("data"),
+        micro_batch_divisor: 1,
         heartbeat_ms: 2000,
     }
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::domain::{
     AttemptId, DatasetFormat, DatasetId, DatasetLayout, ErrorCode, Event, FixedClock, Ids,
-    JobError, JobId, JobSpec, Message, SequentialIds, Status, Timestamp,
+    JobError, JobId, JobSpec, Message, RetryPolicy, SequentialIds, Status, Timestamp,
 };
 use crate::store::{ClaimedAttempt, Dataset, Job};
 
@@ -57,6 +57,7 @@ impl Executor for FakeExecutor {
                 attempt_id: attempt,
                 cause: exit::ExitCause::Signal(15),
                 log_tail: String::new(),
+                oom_kill_seen: false,
             };
             exits.try_send(exit).unwrap();
         }
@@ -106,7 +107,11 @@ impl Fixture {
             "http://127.0.0.1:9".to_owned(),
             folder.path().join("fake-trainer"),
         );
-        options.max_attempts = 2;
+        options.retry = RetryPolicy {
+            max_attempts: 2,
+            first_delay_ms: 0,
+            max_delay_ms: 0,
+        };
         Self {
             folder,
             clock,
@@ -246,8 +251,9 @@ async fn a_silent_trainer_is_killed_and_its_job_tried_again_then_failed() {
     let failed = f.read(job).await;
     assert_eq!(failed.status, Status::Failed);
     let error = failed.error.unwrap();
-    assert_eq!(error.code, ErrorCode::TrainerDied);
-    assert_eq!(error.message, "the trainer process stopped answering");
+    assert_eq!(error.code, ErrorCode::Poisoned);
+    let last = "the trainer process stopped answering";
+    assert!(error.message.ends_with(last), "{}", error.message);
 }
 
 #[tokio::test]
@@ -273,6 +279,32 @@ async fn a_cancel_that_is_not_followed_is_enforced() {
     assert_eq!(executor.stopped_with(claimed.attempt_id), Some(grace));
     assert_eq!(f.read(ours).await.status, Status::Running);
     assert_eq!(f.read(adopted).await.status, Status::Cancelled);
+}
+
+#[tokio::test]
+async fn a_job_that_ran_too_long_fails_and_its_trainer_is_killed() {
+    let f = Fixture::new().await;
+    let executor = Arc::new(FakeExecutor::default());
+    let mut rescuer = f.rescuer(&executor);
+    let spec = json!({
+        "model": "org/model",
+        "task": "sequence_classification",
+        "dataset": {"train": f.dataset},
+        "max_runtime_s": 5,
+    });
+    let spec = JobSpec::parse(&spec).unwrap();
+    let job = f.store.create_job(spec, None).await.unwrap().0.id;
+    f.dispatcher(&executor).tick().await;
+    let claimed = executor.claimed(0);
+    f.clock.advance_ms(4_999);
+    rescuer.tick().await;
+    assert_eq!(f.read(job).await.status, Status::Running);
+    f.clock.advance_ms(1);
+    rescuer.tick().await;
+    let stopped = executor.stopped_with(claimed.attempt_id);
+    assert_eq!(stopped, Some(Duration::ZERO));
+    let error = f.read(job).await.error.unwrap();
+    assert_eq!(error.code, ErrorCode::MaxRuntimeExceeded);
 }
 
 #[tokio::test]
@@ -339,6 +371,7 @@ async fn an_exit_that_waits_when_the_worker_stops_is_not_forgotten() {
         attempt_id: claimed.attempt_id,
         cause: exit::ExitCause::Code(0),
         log_tail: String::new(),
+        oom_kill_seen: false,
     };
     sender.try_send(exit).unwrap();
     worker.stop(Duration::ZERO).await;

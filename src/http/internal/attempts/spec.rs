@@ -26,6 +26,7 @@ pub async fn get_spec(
         spec: input.spec,
         train: location(&state, input.train),
         eval: input.eval.map(|dataset| location(&state, dataset)),
+        micro_batch_divisor: input.micro_batch_divisor,
         data_dir: state.data_dir.clone(),
         heartbeat_ms: state.limits.heartbeat_ms,
     }))

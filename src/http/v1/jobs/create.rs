@@ -1,22 +1,15 @@
 //! `POST /v1/jobs`
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use sha2::{Digest, Sha256};
+use axum::http::HeaderMap;
 
-use super::view::{JobView, view};
-use crate::domain::{Columns, DatasetId, ErrorCode, FieldError, JobSpec};
+use super::submit::{Submitted, submit};
+use super::view::JobView;
+use crate::domain::JobSpec;
 use crate::http::AppState;
-use crate::http::digest::hex;
 use crate::http::extract::JsonBody;
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, NoQuery};
-use crate::store::{Dataset, Idempotency, StoreError};
-
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-const MAX_KEY_CHARS: usize = 255;
 
 /// Create a job
 ///
@@ -24,7 +17,8 @@ const MAX_KEY_CHARS: usize = 255;
 /// JSON pointer.
 ///
 /// With an `Idempotency-Key` the request can be repeated safely: the same key and body answer the same
-/// job again, with the header `Idempotency-Replayed: true`.
+/// job again, with the header `Idempotency-Replayed: true`. Requests with a key that is just being handled
+/// wait for its answer.
 #[utoipa::path(
     post,
     path = "/v1/jobs",
@@ -60,6 +54,7 @@ const MAX_KEY_CHARS: usize = 255;
             ("idempotency-replayed" = String, description = "`true` when this key was answered before"),
         )),
         (status = 400, description = "`invalid_json`, with `line`"),
+        (status = 409, description = "`idempotency_key_in_use`: the first request with this key is not done; try again"),
         (status = 415, description = "`unsupported_media_type`"),
         (status = 422, description = "`validation_failed`, `dataset_not_found`, `column_not_found` or `idempotency_key_reused`"),
     ),
@@ -69,127 +64,9 @@ pub async fn create_job(
     _: ApiQuery<NoQuery>,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
-) -> Result<(StatusCode, HeaderMap, Json<JobView>), Problem> {
-    let key = idempotency_key(&headers)?;
+) -> Result<Submitted, Problem> {
     let spec = JobSpec::parse(&body).map_err(Problem::invalid)?;
-    let missing = check_datasets(&state, &spec).await?;
-    let idempotency = key.map(|key| Idempotency {
-        key,
-        request_sha256: fingerprint(&spec),
-    });
-    let (job, replayed) = match state.store.create_job(spec, idempotency).await {
-        Err(StoreError::DatasetNotFound(_)) if !missing.is_empty() => {
-            return Err(datasets_missing(missing));
-        }
-        other => other?,
-    };
-    if !replayed {
-        (state.worker)();
-    }
-    let mut headers = HeaderMap::new();
-    let location = format!("/v1/jobs/{}", job.id);
-    let location = HeaderValue::try_from(location).map_err(Problem::internal)?;
-    headers.insert(header::LOCATION, location);
-    if replayed {
-        headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-    }
-    let view = view(&state, job).await?;
-    Ok((StatusCode::CREATED, headers, Json(view)))
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
-        return Ok(None);
-    };
-    let key = value.to_str().unwrap_or_default();
-    if (1..=MAX_KEY_CHARS).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) {
-        return Ok(Some(key.to_owned()));
-    }
-    let message =
-        format!("`Idempotency-Key` must be 1 to {MAX_KEY_CHARS} visible ASCII characters");
-    Err(Problem::invalid_field(
-        "/headers/idempotency-key",
-        "out_of_range",
-        message,
-    ))
-}
-
-/// SHA-256 of what was asked for. Of the parsed spec, so that the order of keys, white space and written-out
-/// defaults do not make it another request.
-fn fingerprint(spec: &JobSpec) -> String {
-    let json = serde_json::to_vec(spec).unwrap_or_default();
-    hex(Sha256::new_with_prefix(json))
-}
-
-/// Checks the columns of the datasets there are, and answers the pointers of those there are not. Missing
-/// ones are no error yet: a repeated request must be answered even if its dataset was deleted since.
-async fn check_datasets(state: &AppState, spec: &JobSpec) -> Result<Vec<FieldError>, Problem> {
-    let (mut missing, mut errors) = (Vec::new(), Vec::new());
-    let named = [
-        ("/dataset/train", Some(spec.dataset.train)),
-        ("/dataset/eval", spec.dataset.eval),
-    ];
-    for (pointer, id) in named {
-        let Some(id) = id else { continue };
-        match state.store.dataset(id).await? {
-            Some(dataset) => errors.extend(missing_columns(&dataset, &spec.dataset.columns)),
-            None => missing.push(dataset_missing(pointer, id)),
-        }
-    }
-    if errors.is_empty() {
-        return Ok(missing);
-    }
-    let detail = match errors.as_slice() {
-        [only] => only.message.clone(),
-        many => format!("{} columns do not exist; see `errors`", many.len()),
-    };
-    Err(Problem::new(ErrorCode::ColumnNotFound, detail).errors(errors))
-}
-
-fn missing_columns(dataset: &Dataset, columns: &Columns) -> Vec<FieldError> {
-    let there = &dataset.layout.columns;
-    let asked = [
-        ("text", Some(&columns.text)),
-        ("text_pair", columns.text_pair.as_ref()),
-        ("label", Some(&columns.label)),
-    ];
-    let absent = asked
-        .into_iter()
-        .filter_map(|(role, name)| Some((role, name.filter(|n| !there.contains(n))?)));
-    absent
-        .map(|(role, name)| {
-            let message = format!(
-                "dataset `{}` has no column `{name}`; it has {}",
-                dataset.id,
-                quoted(there)
-            );
-            let code = ErrorCode::ColumnNotFound.as_str();
-            FieldError::new(format!("/dataset/columns/{role}"), code, message)
-        })
-        .collect()
-}
-
-/// At most 50 names: a table may have a thousand.
-fn quoted(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(50).map(|n| format!("`{n}`")).collect();
-    let rest = names.len() - shown.len();
-    match rest {
-        0 => shown.join(", "),
-        _ => format!("{} and {rest} more", shown.join(", ")),
-    }
-}
-
-fn dataset_missing(pointer: &str, id: DatasetId) -> FieldError {
-    let message = format!("there is no dataset `{id}`");
-    FieldError::new(pointer, ErrorCode::DatasetNotFound.as_str(), message)
-}
-
-/// 422 rather than the code's 404: the path was right, the body was not.
-fn datasets_missing(missing: Vec<FieldError>) -> Problem {
-    let detail = missing.first().map(|e| e.message.clone());
-    Problem::new(ErrorCode::DatasetNotFound, detail.unwrap_or_default())
-        .status(StatusCode::UNPROCESSABLE_ENTITY)
-        .errors(missing)
+    submit(&state, &headers, spec).await
 }
 
 #[cfg(test)]
@@ -311,5 +188,43 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[tokio::test]
+    async fn a_key_whose_first_request_is_not_done_is_in_use() {
+        let limits = crate::http::Limits {
+            idempotency_wait_ms: 10,
+            ..Default::default()
+        };
+        let app = TestApp::with_limits(limits).await;
+        let spec = app.job_spec().await;
+        let headers = [JSON[0], ("idempotency-key", "k-1")];
+        let patience = std::time::Duration::from_secs(1);
+        let first = app.state.in_flight.turn("k-1", patience).await;
+        let answer = app
+            .request("POST", "/v1/jobs", &headers, spec.to_string())
+            .await;
+        answer.assert_problem(StatusCode::CONFLICT, "idempotency_key_in_use");
+        drop(first);
+        let answer = app
+            .request("POST", "/v1/jobs", &headers, spec.to_string())
+            .await;
+        assert_eq!(answer.status, StatusCode::CREATED);
+    }
+
+    #[tokio::test]
+    async fn many_requests_with_one_key_make_one_job() {
+        let app = TestApp::start().await;
+        let spec = app.job_spec().await.to_string();
+        let headers = [JSON[0], ("idempotency-key", "k-1")];
+        let posts = (0..64).map(|_| app.request("POST", "/v1/jobs", &headers, spec.clone()));
+        let answers = futures_util::future::join_all(posts).await;
+        let first = &answers[0].json()["id"];
+        let replayed = answers
+            .iter()
+            .filter(|a| a.headers.contains_key("idempotency-replayed"));
+        assert_eq!(replayed.count(), 63);
+        assert!(answers.iter().all(|a| a.json()["id"] == *first));
+        assert_eq!(app.woken.load(Ordering::SeqCst), 1);
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use utoipa::IntoParams;
 
-use super::view::{JobView, view};
+use super::view::{JobView, views};
 use crate::domain::{JobId, Status};
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, FromQuery, QueryReader};
@@ -52,12 +52,8 @@ pub async fn list_jobs(
         .jobs(query.status, query.after, query.limit + 1)
         .await?;
     let page = Page::new(found, query.limit, |job| job.id.to_string());
-    let mut data = Vec::with_capacity(page.data.len());
-    for job in page.data {
-        data.push(view(&state, job).await?);
-    }
     Ok(Json(Page {
-        data,
+        data: views(&state, page.data).await?,
         has_more: page.has_more,
         next_cursor: page.next_cursor,
     }))

@@ -2,14 +2,22 @@
 
 mod cancel;
 mod checkpoints;
+mod clone;
 mod create;
 mod delete;
+mod estimate;
 mod events;
 mod get;
+mod in_flight;
 mod list;
 mod metrics;
+mod pause;
+mod resume;
+mod retry;
 mod stream;
+mod submit;
 mod subscribers;
+mod update;
 mod view;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -21,6 +29,7 @@ use crate::http::problem::Problem;
 use crate::store::{Job, StoreError};
 
 pub use events::EventView;
+pub use in_flight::InFlight;
 pub use subscribers::Subscribers;
 pub use view::JobView;
 
@@ -28,8 +37,16 @@ pub use view::JobView;
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create::create_job, list::list_jobs))
-        .routes(routes!(get::get_job, delete::delete_job))
+        .routes(routes!(
+            get::get_job,
+            update::update_job,
+            delete::delete_job
+        ))
         .routes(routes!(cancel::cancel_job))
+        .routes(routes!(pause::pause_job))
+        .routes(routes!(resume::resume_job))
+        .routes(routes!(retry::retry_job))
+        .routes(routes!(clone::clone_job))
         .routes(routes!(events::list_events))
         .routes(routes!(metrics::get_metrics))
         .merge(checkpoints::routes())

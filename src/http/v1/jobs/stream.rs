@@ -171,7 +171,8 @@ impl Follower {
         self.caught_up = events.len() < BATCH as usize;
         for stored in events {
             self.after = stored.seq;
-            self.ended |= stored.event.is_final();
+            // A retry follows its job's end: only the last event of all ends the stream.
+            self.ended = self.caught_up && stored.event.is_final();
             let kind = stored.event.kind();
             let event = SseEvent::default().id(stored.seq.to_string()).event(kind);
             self.push(event, &EventView::from(stored));

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::estimate;
 use crate::domain::{JobError, JobId, JobSpec, Phase, Progress, Status, Timestamp};
 use crate::http::problem::Problem;
 use crate::http::{AppState, paths};
-use crate::store::Job;
+use crate::store::{Job, QueueLoad};
 
 /// A job as it stands.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -36,11 +37,22 @@ pub struct JobView {
     pub error: Option<JobError>,
     /// Attempts started so far.
     pub attempt: u32,
-    /// 1 for the job that is started next; set exactly when `status` is `queued`.
+    /// Jobs with a higher one are started first, older ones first among equals.
+    pub priority: i32,
+    /// 1 for the job that is started next. Set while `status` is `queued`, for the first thousand jobs.
     #[schema(required)]
     pub queue_position: Option<u64>,
+    /// When a queued job may start: a guess from what running jobs expect and what earlier ones took. `null`
+    /// where there is nothing to guess from.
+    #[schema(value_type = Option<String>, format = DateTime, required)]
+    pub estimated_start_at: Option<Timestamp>,
+    /// A queued job that lost its trainer is not started before this.
+    #[schema(value_type = Option<String>, format = DateTime, required)]
+    pub not_before: Option<Timestamp>,
     /// A cancel was asked for and has not taken effect yet.
     pub cancel_requested: bool,
+    /// A pause was asked for and has not taken effect yet.
+    pub pause_requested: bool,
     /// Step of the checkpoint that is the trained model; set exactly when `status` is `succeeded`.
     #[schema(required)]
     pub model_step: Option<u64>,
@@ -64,10 +76,39 @@ pub struct JobView {
 
 /// Adds to a stored job what only queue and disk layout know.
 pub async fn view(state: &AppState, job: Job) -> Result<JobView, Problem> {
+    let load = load(state, std::slice::from_ref(&job)).await?;
+    view_with(state, job, &load).await
+}
+
+/// As [`view`], of several jobs: the load is looked up once.
+pub async fn views(state: &AppState, jobs: Vec<Job>) -> Result<Vec<JobView>, Problem> {
+    let load = load(state, &jobs).await?;
+    let mut views = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        views.push(view_with(state, job, &load).await?);
+    }
+    Ok(views)
+}
+
+async fn load(state: &AppState, jobs: &[Job]) -> Result<QueueLoad, Problem> {
+    if jobs.iter().any(|job| job.status == Status::Queued) {
+        Ok(state.store.queue_load().await?)
+    } else {
+        Ok(QueueLoad::default())
+    }
+}
+
+async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobView, Problem> {
     let queue_position = match job.status {
         Status::Queued => state.store.queue_position(job.id).await?,
         _ => None,
     };
+    let wait_s = queue_position.and_then(|at| estimate::wait_s(at, state.limits.slots, load));
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a guess; the cast saturates"
+    )]
+    let estimated_start_at = wait_s.map(|s| state.clock.now().plus_ms((s * 1000.0) as i64));
     let model_dir = job
         .model_step
         .map(|step| paths::checkpoint_dir(&state.data_dir, job.id, step));
@@ -80,8 +121,12 @@ pub async fn view(state: &AppState, job: Job) -> Result<JobView, Problem> {
         metrics: job.metrics,
         error: job.error,
         attempt: job.attempt,
+        priority: job.spec.priority,
         queue_position,
+        estimated_start_at: estimated_start_at.map(|at| at.max(job.not_before.unwrap_or(at))),
+        not_before: job.not_before,
         cancel_requested: job.cancel_requested,
+        pause_requested: job.pause_requested,
         model_step: job.model_step,
         model_dir: model_dir.map(|dir| dir.display().to_string()),
         metadata: job.spec.metadata.clone(),

@@ -120,6 +120,8 @@ mod tests {
             error: None,
             attempt: 1,
             cancel_requested: false,
+            pause_requested: false,
+            not_before: None,
             model_step: None,
             created_at: Timestamp(0),
             started_at: None,
