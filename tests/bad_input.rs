@@ -269,19 +269,10 @@ fn a_trainer_killed_from_outside_fails_only_its_job() {
         killed.extend(kill_trainer(&id));
         std::thread::sleep(std::time::Duration::from_millis(50));
     };
-    assert_eq!(job["error"]["code"], "trainer_died", "{job}");
-    assert!(
-        job["error"]["message"]
-            .as_str()
-            .unwrap()
-            .contains("SIGKILL"),
-        "{job}"
-    );
-    assert_eq!(
-        killed.len(),
-        3,
-        "three trainers may die before the job fails"
-    );
+    assert_eq!(job["error"]["code"], "poisoned", "{job}");
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.contains("SIGKILL"), "{job}");
+    assert_eq!(killed.len(), 3, "three trainers may die, no more");
     assert_eq!(server.wait(&waiting)["status"], "succeeded");
 }
 
