@@ -96,6 +96,8 @@ error_codes! {
     GradientMissing = "gradient_missing";
     /// The loss or the gradient norm was NaN or infinite; nothing was updated with it.
     NonFiniteLoss = "non_finite_loss";
+    /// Not even a micro-batch of one row fits into memory.
+    OutOfMemory = "out_of_memory";
     /// The trainer process died without reporting an end.
     TrainerDied = "trainer_died";
     /// The trainer process could not be started.

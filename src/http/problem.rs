@@ -266,6 +266,7 @@ pub fn status_and_title(code: ErrorCode) -> (StatusCode, &'static str) {
         E::ModelInvalid => (S::UNPROCESSABLE_ENTITY, "The model is not valid"),
         E::GradientMissing => (S::INTERNAL_SERVER_ERROR, "A gradient is missing"),
         E::NonFiniteLoss => (S::INTERNAL_SERVER_ERROR, "The loss is not finite"),
+        E::OutOfMemory => (S::INTERNAL_SERVER_ERROR, "Not enough memory"),
         E::TrainerDied => (S::INTERNAL_SERVER_ERROR, "The trainer died"),
         E::TrainerStartFailed => (S::INTERNAL_SERVER_ERROR, "The trainer did not start"),
         E::CheckpointFailed => (S::INTERNAL_SERVER_ERROR, "A checkpoint failed"),
