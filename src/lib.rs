@@ -14,6 +14,7 @@
 //! | [`domain`] | pure types: job spec and validation, status, events, error codes, protocol, clock |
 //! | [`config`] | the server's settings |
 //! | [`telemetry`] | logs |
+//! | [`faults`] | what tests break on purpose; empty in a release build |
 //! | [`store`] | the only SQL: one writer task, read-only readers |
 //! | [`artifacts`] | the only knowledge of the data directory: layout, atomic publish, manifest, retention |
 //! | [`hub`] | where base models come from |
@@ -62,6 +63,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod domain;
+pub mod faults;
 pub mod heads;
 pub mod http;
 pub mod hub;

@@ -2,6 +2,9 @@
 
 mod api;
 mod bad_input;
+// A release build has no faults to test with.
+#[cfg(debug_assertions)]
+mod checkpoints;
 mod support;
 mod tidy;
 mod training;

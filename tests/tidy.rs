@@ -8,8 +8,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("config", &["domain"]),
     ("telemetry", &["config"]),
+    ("faults", &[]),
     ("store", &["domain"]),
-    ("artifacts", &["domain"]),
+    ("artifacts", &["domain", "faults"]),
     ("hub", &["domain", "artifacts"]),
     ("kernels", &[]),
     ("layers", &["kernels"]),
@@ -22,6 +23,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "train",
         &[
             "domain",
+            "faults",
             "artifacts",
             "kernels",
             "layers",
@@ -51,7 +53,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 ];
 
 /// `chandler train`: the one file of `worker` that reaches the data plane.
-const ENTRY: (&str, &[&str]) = ("worker/entry.rs", &["hub", "kernels", "train"]);
+const ENTRY: (&str, &[&str]) = ("worker/entry.rs", &["faults", "hub", "kernels", "train"]);
 
 /// Crates that whole groups of modules never touch.
 const FORBIDDEN_CRATES: &[(&[&str], &[&str])] = &[

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::ArtifactError;
+use super::disk::Disk;
 
 /// Length and SHA-256 of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,21 +46,12 @@ fn hash_open(file: &mut File, path: &Path) -> Result<HashedFile, ArtifactError> 
     })
 }
 
-/// [`hash_file`], with the content on disk when it returns.
-pub(super) fn hash_and_sync(path: &Path) -> Result<HashedFile, ArtifactError> {
-    let mut file = File::open(path).map_err(|e| ArtifactError::io("open", path, e))?;
-    let hashed = hash_open(&mut file, path)?;
-    file.sync_all()
-        .map_err(|e| ArtifactError::io("sync", path, e))?;
-    Ok(hashed)
-}
-
 /// SHA-256 of bytes in memory, 64 lower-case hexadecimal digits.
 pub(super) fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -68,38 +60,35 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Writes a whole file and syncs its content. Its name is durable after [`sync_dir`] of the folder.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
-    let fail = |e| ArtifactError::io("write", path, e);
-    let mut file = File::create(path).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
-    file.sync_all().map_err(fail)
+    let disk = Disk::default();
+    let mut file = disk.create(path)?;
+    file.append(bytes)?;
+    file.finish().map(drop)
 }
 
 /// Makes the names in a folder durable: without it a rename can be undone by power loss.
 pub fn sync_dir(dir: &Path) -> Result<(), ArtifactError> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| ArtifactError::io("sync", dir, e))
+    Disk::default().sync_dir(dir)
 }
 
 /// Syncs every file and folder under `dir`, and `dir` itself.
 pub fn sync_tree(dir: &Path) -> Result<(), ArtifactError> {
+    let disk = Disk::default();
     for file in files_under(dir)? {
-        let path = dir.join(file);
-        File::open(&path)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| ArtifactError::io("sync", &path, e))?;
+        disk.sync_file(&dir.join(file))?;
     }
-    sync_dirs(dir)
+    disk.sync_dirs(dir)
 }
 
-/// Syncs every folder under `dir`, deepest first, and `dir` last.
-pub(super) fn sync_dirs(dir: &Path) -> Result<(), ArtifactError> {
-    for entry in entries(dir)? {
-        if entry.is_dir() {
-            sync_dirs(&entry)?;
-        }
-    }
-    sync_dir(dir)
+/// Puts the folder `from` (synced by the caller) at `to` in one step, replacing what is there. At every
+/// moment `to` is the old folder or the new one. Both must lie in the same folder.
+pub fn replace_dir(from: &Path, to: &Path) -> Result<(), ArtifactError> {
+    Disk::default().replace_dir(from, to)
+}
+
+/// Removes a file or folder that may not be there.
+pub(super) fn remove_any(path: &Path) -> Result<(), ArtifactError> {
+    Disk::default().remove_any(path)
 }
 
 /// Every regular file under `dir`, relative to it, sorted. A link or a device is refused: what a manifest
@@ -132,27 +121,9 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
         .map_err(|e| ArtifactError::io("list", dir, e))
 }
 
-/// Puts the folder `from` (synced by the caller) at `to` in one step, replacing what is there. At every
-/// moment `to` is the old folder or the new one. Both must lie in the same folder.
-pub fn replace_dir(from: &Path, to: &Path) -> Result<(), ArtifactError> {
-    let parent = to
-        .parent()
-        .ok_or_else(|| ArtifactError::invalid(to, "has no parent folder"))?;
-    let fail = |e| ArtifactError::io("rename to", to, e);
-    if to.exists() {
-        swap(from, to)?;
-        sync_dir(parent)?;
-        // `from` is the old folder now; losing the race against a crash leaves only `.tmp-` garbage.
-        fs::remove_dir_all(from).map_err(|e| ArtifactError::io("remove", from, e))
-    } else {
-        fs::rename(from, to).map_err(fail)?;
-        sync_dir(parent)
-    }
-}
-
 /// Exchanges two folders in one step.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn swap(a: &Path, b: &Path) -> Result<(), ArtifactError> {
+pub(super) fn swap(a: &Path, b: &Path) -> Result<(), ArtifactError> {
     use nix::errno::Errno;
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
@@ -164,7 +135,7 @@ fn swap(a: &Path, b: &Path) -> Result<(), ArtifactError> {
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn swap(a: &Path, b: &Path) -> Result<(), ArtifactError> {
+pub(super) fn swap(a: &Path, b: &Path) -> Result<(), ArtifactError> {
     swap_in_three(a, b)
 }
 
@@ -177,21 +148,6 @@ fn swap_in_three(a: &Path, b: &Path) -> Result<(), ArtifactError> {
     step(b, &aside)?;
     step(a, b)?;
     step(&aside, a)
-}
-
-/// Removes a file or folder that may not be there.
-pub(super) fn remove_any(path: &Path) -> Result<(), ArtifactError> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ArtifactError::io("remove", path, error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -207,7 +163,7 @@ mod tests {
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(hash_file(&path).unwrap().sha256, expected);
-        assert_eq!(hash_and_sync(&path).unwrap().size_bytes, 3);
+        assert_eq!(hash_file(&path).unwrap().size_bytes, 3);
         assert_eq!(hash_bytes(b"abc"), expected);
     }
 

@@ -17,9 +17,11 @@ pub enum ArtifactError {
     #[error("data directory {} is used by another server{}", .path.display(), owner(.pid))]
     Locked { path: PathBuf, pid: Option<u32> },
     /// No space left for a file.
-    #[error("disk is full: cannot write {}{}", .path.display(), free(.free_bytes))]
+    #[error("disk is full: cannot write {}{}", .path.display(), room(.needed_bytes, .free_bytes))]
     DiskFull {
         path: PathBuf,
+        /// What the whole undertaking needs, where known.
+        needed_bytes: Option<u64>,
         free_bytes: Option<u64>,
     },
     /// The content is not what it should be.
@@ -40,6 +42,7 @@ impl ArtifactError {
         let path = path.to_path_buf();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                needed_bytes: None,
                 free_bytes: path.ancestors().find_map(free_bytes),
                 path,
             },
@@ -48,6 +51,15 @@ impl ArtifactError {
                 path,
                 source,
             },
+        }
+    }
+
+    /// `path` needs more room than there is, or might be.
+    pub fn disk_full(path: &Path, needed_bytes: u64) -> Self {
+        Self::DiskFull {
+            path: path.to_path_buf(),
+            needed_bytes: Some(needed_bytes),
+            free_bytes: path.ancestors().find_map(free_bytes),
         }
     }
 
@@ -93,7 +105,7 @@ impl From<ArtifactError> for JobError {
 }
 
 /// Bytes an ordinary user may still write to the file system of `path`.
-fn free_bytes(path: &Path) -> Option<u64> {
+pub fn free_bytes(path: &Path) -> Option<u64> {
     let stats = statvfs(path).ok()?;
     #[allow(
         clippy::useless_conversion,
@@ -106,8 +118,15 @@ fn owner(pid: &Option<u32>) -> String {
     pid.map_or(String::new(), |pid| format!(" (process {pid})"))
 }
 
-fn free(bytes: &Option<u64>) -> String {
-    bytes.map_or(String::new(), |bytes| format!(" ({bytes} bytes free)"))
+fn room(needed: &Option<u64>, free: &Option<u64>) -> String {
+    let needed = needed.map(|bytes| format!("{bytes} bytes needed"));
+    let free = free.map(|bytes| format!("{bytes} bytes free"));
+    let known: Vec<String> = needed.into_iter().chain(free).collect();
+    if known.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", known.join(", "))
+    }
 }
 
 #[cfg(test)]

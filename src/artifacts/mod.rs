@@ -14,6 +14,9 @@
 //! The rule behind all of it: **a folder without its manifest is garbage**. Everything is written beside its
 //! place under a `.tmp-` name, synced, and renamed as the last act.
 
+#[cfg(test)]
+mod crash_tests;
+mod disk;
 mod durable;
 mod error;
 mod layout;
@@ -21,8 +24,9 @@ mod manifest;
 mod publish;
 mod retention;
 
+pub use disk::{Disk, DiskFile};
 pub use durable::{HashedFile, hash_file, replace_dir, sync_dir, sync_tree, write_file};
-pub use error::ArtifactError;
+pub use error::{ArtifactError, free_bytes};
 pub use layout::{DataDir, DataDirLock};
 pub use manifest::{
     MANIFEST_FILE, NewestValid, SkippedCheckpoint, list_steps, newest_valid, newest_valid_where,

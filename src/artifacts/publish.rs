@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::durable::{
-    entries, files_under, hash_and_sync, remove_any, replace_dir, sync_dirs, write_file,
-};
+use super::durable::{HashedFile, entries, files_under, hash_file, remove_any};
+use super::error::free_bytes;
 use super::manifest::{MANIFEST_FILE, encode, is_plain};
-use super::{ArtifactError, checkpoint_name};
+use super::{ArtifactError, Disk, DiskFile, checkpoint_name};
 use crate::domain::{CheckpointRecord, FileRecord};
 
 /// What every unfinished folder's name begins with.
@@ -17,25 +16,64 @@ const TMP_PREFIX: &str = ".tmp-";
 /// A checkpoint being written: a temporary folder beside its final place. Dropping it unpublished removes it.
 #[derive(Debug)]
 pub struct CheckpointWriter {
+    disk: Disk,
     checkpoints_dir: PathBuf,
     tmp: PathBuf,
     step: u64,
+    /// What [`CheckpointWriter::write`] hashed and synced already.
+    sealed: BTreeMap<PathBuf, HashedFile>,
     published: bool,
 }
 
 impl CheckpointWriter {
     /// Begins the checkpoint of `step`; `checkpoints_dir` is created where missing.
     pub fn begin(checkpoints_dir: &Path, step: u64) -> Result<Self, ArtifactError> {
+        Self::begin_on(Disk::default(), checkpoints_dir, step, 0)
+    }
+
+    /// The same on a given disk, which must have `needed_bytes` free.
+    pub fn begin_on(
+        disk: Disk,
+        checkpoints_dir: &Path,
+        step: u64,
+        needed_bytes: u64,
+    ) -> Result<Self, ArtifactError> {
         let name = checkpoint_name(step);
         let tmp = checkpoints_dir.join(format!("{TMP_PREFIX}{name}-{}", std::process::id()));
-        remove_any(&tmp)?;
-        fs::create_dir_all(&tmp).map_err(|e| ArtifactError::io("create", &tmp, e))?;
+        disk.remove_any(&tmp)?;
+        if !checkpoints_dir.is_dir() {
+            disk.create_dir_all(checkpoints_dir)?;
+            // The folder's own name must survive too, and that of the job's folder.
+            for parent in checkpoints_dir.ancestors().skip(1).take(2) {
+                disk.sync_dir(parent)?;
+            }
+        }
+        if free_bytes(checkpoints_dir).is_some_and(|free| free < needed_bytes) {
+            return Err(ArtifactError::disk_full(&tmp, needed_bytes));
+        }
+        disk.create_dir_all(&tmp)?;
         Ok(Self {
+            disk,
             checkpoints_dir: checkpoints_dir.to_path_buf(),
             tmp,
             step,
+            sealed: BTreeMap::new(),
             published: false,
         })
+    }
+
+    /// Writes the file `name` piece by piece: hashed on the way, synced at the end, never read again.
+    pub fn write<E: From<ArtifactError>>(
+        &mut self,
+        name: &str,
+        content: impl FnOnce(&mut DiskFile<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = self.file(name)?;
+        let mut file = self.disk.create(&path)?;
+        content(&mut file)?;
+        let hashed = file.finish()?;
+        self.sealed.insert(PathBuf::from(name), hashed);
+        Ok(())
     }
 
     /// The folder to write into.
@@ -50,7 +88,7 @@ impl CheckpointWriter {
             return Err(ArtifactError::invalid(&path, "not a name for a file here"));
         }
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|e| ArtifactError::io("create", parent, e))?;
+            self.disk.create_dir_all(parent)?;
         }
         Ok(path)
     }
@@ -83,10 +121,12 @@ impl CheckpointWriter {
         };
         let manifest = encode(&record)
             .map_err(|e| ArtifactError::invalid(&self.tmp, format!("no manifest: {e}")))?;
-        write_file(&self.tmp.join(MANIFEST_FILE), &manifest)?;
-        sync_dirs(&self.tmp)?;
+        let mut file = self.disk.create(&self.tmp.join(MANIFEST_FILE))?;
+        file.append(&manifest)?;
+        file.finish()?;
+        self.disk.sync_dirs(&self.tmp)?;
         let place = self.checkpoints_dir.join(checkpoint_name(self.step));
-        replace_dir(&self.tmp, &place)?;
+        self.disk.replace_dir(&self.tmp, &place)?;
         self.published = true;
         Ok(record)
     }
@@ -103,7 +143,13 @@ impl CheckpointWriter {
                 if name == MANIFEST_FILE {
                     return Err(ArtifactError::invalid(&path, "is written by `publish`"));
                 }
-                let hashed = hash_and_sync(&path)?;
+                let hashed = match self.sealed.get(&relative) {
+                    Some(hashed) => hashed.clone(),
+                    None => {
+                        self.disk.sync_file(&path)?;
+                        hash_file(&path)?
+                    }
+                };
                 Ok(FileRecord {
                     path: name.to_owned(),
                     size_bytes: hashed.size_bytes,

@@ -5,12 +5,10 @@
 //! a best that is not the last keeps both, because training must be able to go on from the last.
 //! (`transformers`, `trainer_utils.rotate_checkpoints`.)
 
-use std::fs;
 use std::path::Path;
 
-use super::ArtifactError;
-use super::durable::remove_any;
 use super::publish::tmp_beside;
+use super::{ArtifactError, Disk};
 
 /// The steps to remove, ascending. `save_total_limit` of `None` or 0 keeps everything. `in_use` are never
 /// removed and do not count: they go at a later call.
@@ -41,19 +39,21 @@ pub fn plan(
 }
 
 /// Removes a checkpoint folder: one rename takes it out of sight, so no one ever finds half of it.
-pub fn remove(dir: &Path) -> Result<(), ArtifactError> {
+pub fn remove(disk: &Disk, dir: &Path) -> Result<(), ArtifactError> {
     let aside =
         tmp_beside(dir).ok_or_else(|| ArtifactError::invalid(dir, "not a checkpoint's folder"))?;
-    remove_any(&aside)?;
-    match fs::rename(dir, &aside) {
-        Ok(()) => remove_any(&aside),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(ArtifactError::io("remove", dir, e)),
+    disk.remove_any(&aside)?;
+    if !dir.exists() {
+        return Ok(());
     }
+    disk.rename(dir, &aside)?;
+    disk.remove_any(&aside)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::durable::entries;
     use super::*;
 
@@ -98,9 +98,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("checkpoint-3");
         fs::create_dir_all(dir.join("sub")).unwrap();
-        remove(&dir).unwrap();
-        remove(&dir).unwrap();
+        let disk = Disk::default();
+        remove(&disk, &dir).unwrap();
+        remove(&disk, &dir).unwrap();
         assert!(entries(temp.path()).unwrap().is_empty());
-        assert!(remove(Path::new("/")).is_err());
+        assert!(remove(&disk, Path::new("/")).is_err());
     }
 }

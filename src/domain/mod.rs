@@ -28,7 +28,8 @@ pub use fields::ObjectReader;
 pub use ids::{AttemptId, DatasetId, Ids, JobId, SequentialIds, SystemIds};
 pub use job_spec::{DatasetSpec, JobSpec, MAX_PRIORITY, Task};
 pub use protocol::{
-    AttemptSpec, Command, DatasetLocation, Message, MessagesRequest, MessagesResponse,
+    AttemptSpec, Command, DatasetLocation, HUNG_EXIT_CODE, Message, MessagesRequest,
+    MessagesResponse,
 };
 pub use retry::{AfterLoss, LossCause, LossHistory, RetryPolicy};
 pub use status::{Phase, Status};

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{AttemptId, DatasetLayout, Event, JobId, JobSpec, Timestamp};
 
+/// A trainer ends with this exit code when its watchdog gave up on a step.
+pub const HUNG_EXIT_CODE: i32 = 86;
+
 /// Where a dataset's file lies and how to read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetLocation {

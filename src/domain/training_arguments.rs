@@ -166,6 +166,10 @@ pub struct TrainingArguments {
     pub metric_for_best_model: Option<String>,
     /// Whether a larger metric is better; unless its name ends in `loss` when absent.
     pub greater_is_better: Option<bool>,
+    /// Stop after this many evaluations in a row that were not better (HF's `EarlyStoppingCallback`).
+    pub early_stopping_patience: Option<u32>,
+    /// By how much an evaluation must be better to count as better.
+    pub early_stopping_threshold: f64,
     /// Seed of initialisation and dropout, and of the data order unless `data_seed` is given.
     pub seed: u32,
     /// Seed of the data order.
@@ -205,6 +209,8 @@ impl Default for TrainingArguments {
             load_best_model_at_end: false,
             metric_for_best_model: None,
             greater_is_better: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
             seed: 42,
             data_seed: None,
             dataloader_drop_last: false,
@@ -255,6 +261,8 @@ impl TrainingArguments {
             load_best_model_at_end,
             metric_for_best_model,
             greater_is_better,
+            early_stopping_patience,
+            early_stopping_threshold,
             seed,
             data_seed,
             dataloader_drop_last,
@@ -347,6 +355,16 @@ impl TrainingArguments {
             interval,
         );
         range(
+            "early_stopping_patience",
+            self.early_stopping_patience != Some(0),
+            "at least 1",
+        );
+        range(
+            "early_stopping_threshold",
+            self.early_stopping_threshold.is_finite() && self.early_stopping_threshold >= 0.0,
+            "finite and at least 0",
+        );
+        range(
             "save_total_limit",
             self.save_total_limit != Some(0),
             "at least 1",
@@ -367,6 +385,13 @@ impl TrainingArguments {
                 CODE,
                 "`load_best_model_at_end` needs a checkpoint at every evaluation: set `save_strategy` to \
                  the same as `eval_strategy` (with `save_steps` a multiple of `eval_steps`) or to \"best\"",
+            );
+        }
+        if self.early_stopping_patience.is_some() && self.eval_strategy == IntervalStrategy::No {
+            reader.error(
+                "early_stopping_patience",
+                CODE,
+                "`early_stopping_patience` needs evaluations: set `eval_strategy` to \"steps\" or \"epoch\"",
             );
         }
         if self.save_strategy == SaveStrategy::Best && self.eval_strategy == IntervalStrategy::No {

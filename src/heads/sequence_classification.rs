@@ -81,6 +81,20 @@ impl SequenceClassifier {
         seed: u64,
         precision: Precision,
     ) -> std::result::Result<(Self, LoadReport), ModelError> {
+        Self::load_for(dir, num_labels, true, seed, precision)
+    }
+
+    /// The same; unless `keep_classifier`, the classifier is new even if it would fit.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_for(
+        dir: &Path,
+        num_labels: usize,
+        keep_classifier: bool,
+        seed: u64,
+        precision: Precision,
+    ) -> std::result::Result<(Self, LoadReport), ModelError> {
         if num_labels == 0 || num_labels > MAX_LABELS {
             let why = format!("a classifier has 1 to {MAX_LABELS} labels, not {num_labels}");
             return Err(ModelError::Invalid(why));
@@ -100,8 +114,13 @@ impl SequenceClassifier {
             seed,
             new: Vec::new(),
         };
-        let pooler = source.linear("bert.pooler.dense", width, width, false)?;
-        let classifier = source.linear("classifier", num_labels, width, true)?;
+        let pooler = source.linear("bert.pooler.dense", width, width, Saved::MustFit)?;
+        let saved = if keep_classifier {
+            Saved::IfItFits
+        } else {
+            Saved::Never
+        };
+        let classifier = source.linear("classifier", num_labels, width, saved)?;
         let report = LoadReport {
             newly_initialized: source.new,
             ignored: checkpoint.ignored(),
@@ -238,6 +257,20 @@ impl SequenceClassifier {
         self.classifier.weights_changed()
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.encoder.release();
+        for buffer in [
+            &mut self.dense,
+            &mut self.pooled,
+            &mut self.d_pooled,
+            &mut self.logits,
+            &mut self.d_logits,
+        ] {
+            buffer.release();
+        }
+    }
+
     /// (first tokens' hidden states [B, D], logits [B, C]).
     fn forward(&mut self, input: &Input, dropout: Option<DropoutSeed>) -> Result<(Tensor, Tensor)> {
         let first = self.encoder.forward(input, dropout, Queries::First)?;
@@ -268,20 +301,34 @@ struct HeadSource<'a> {
     new: Vec<String>,
 }
 
+/// Whether a layer of the checkpoint is used.
+#[derive(Clone, Copy)]
+enum Saved {
+    /// If it is there; another shape is an error.
+    MustFit,
+    /// If it is there with the right shape.
+    IfItFits,
+    Never,
+}
+
 impl HeadSource<'_> {
-    /// A dense layer from the checkpoint if it is there (and, where `replace`, has this shape), else new.
+    /// A dense layer from the checkpoint if it is there and wanted, else new.
     fn linear(
         &mut self,
         name: &str,
         outputs: usize,
         inputs: usize,
-        replace: bool,
+        saved: Saved,
     ) -> std::result::Result<Linear, ModelError> {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let shapes = (self.checkpoint.shape(&weight), self.checkpoint.shape(&bias));
         let fits = shapes == (Some(&[outputs, inputs]), Some(&[outputs]));
-        let absent = shapes == (None, None);
-        if absent || (replace && !fits) {
+        let new = match saved {
+            Saved::MustFit => shapes == (None, None),
+            Saved::IfItFits => !fits,
+            Saved::Never => true,
+        };
+        if new {
             Linear::load(self, name, outputs, inputs, Precision::F32)
         } else {
             Linear::load(self.checkpoint, name, outputs, inputs, Precision::F32)

@@ -1,7 +1,9 @@
 //! Preallocated f32 buffers: grown when a larger micro-batch comes, never shrunk, so that a training run
 //! soon stops allocating and pages stay warm.
 
-use candle_core::{DType, Device, Result, Tensor};
+use std::io;
+
+use candle_core::{Device, Error, Result, Tensor};
 
 /// Capacities are multiples of this many rows, so that a slightly longer micro-batch finds room.
 const ROUND_ROWS: usize = 64;
@@ -29,10 +31,36 @@ impl Buffer {
             _ => {
                 self.rows = None; // Frees the old memory first.
                 let shape = (rows.next_multiple_of(ROUND_ROWS), self.width);
-                let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+                let tensor = Tensor::from_vec(zeros(shape)?, shape, &Device::Cpu)?;
                 self.rows.insert(tensor).narrow(0, 0, rows)
             }
         }
+    }
+
+    /// Gives the memory back.
+    pub fn release(&mut self) {
+        self.rows = None;
+    }
+}
+
+/// Zeros, or an error where candle would end the process.
+fn zeros((rows, width): (usize, usize)) -> Result<Vec<f32>> {
+    let none = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+    let mut values = Vec::new();
+    let len = rows.checked_mul(width).unwrap_or(usize::MAX);
+    values.try_reserve_exact(len).map_err(none)?;
+    values.resize(len, 0.0);
+    Ok(values)
+}
+
+/// Whether an error means that memory could not be had: a smaller micro-batch may do.
+pub fn is_out_of_memory(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == io::ErrorKind::OutOfMemory,
+        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => {
+            is_out_of_memory(inner)
+        }
+        _ => false,
     }
 }
 
@@ -76,6 +104,23 @@ impl Workspace {
             d_intermediate: Buffer::new(intermediate),
         }
     }
+
+    /// Gives the memory back.
+    pub fn release(&mut self) {
+        for buffer in [
+            &mut self.hidden,
+            &mut self.middle,
+            &mut self.branch,
+            &mut self.first,
+            &mut self.d_query,
+            &mut self.d_key,
+            &mut self.d_value,
+            &mut self.d_context,
+            &mut self.d_intermediate,
+        ] {
+            buffer.release();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -97,5 +142,21 @@ mod tests {
             [[7., 7.], [7., 7.], [7., 7.], [0., 0.]]
         );
         assert_eq!(seen(&mut buffer, 65).len(), 65);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_had_is_an_error_and_nothing_is_lost() {
+        let mut buffer = Buffer::new(1 << 20);
+        buffer.rows(1).unwrap();
+        let error = buffer.rows(1 << 40).unwrap_err();
+        assert!(is_out_of_memory(&error), "{error}");
+        assert!(is_out_of_memory(&error.context("in a layer")));
+        buffer.rows(1).unwrap();
+        buffer.release();
+        assert!(buffer.rows.is_none());
+        let shapes = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)
+            .unwrap()
+            .narrow(0, 0, 9);
+        assert!(!is_out_of_memory(&shapes.unwrap_err()));
     }
 }

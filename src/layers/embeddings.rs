@@ -71,6 +71,12 @@ impl Embeddings {
         })
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.norm.release();
+        self.sum.release();
+    }
+
     /// [T, D] from ids [T] each.
     ///
     /// # Errors

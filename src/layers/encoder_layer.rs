@@ -108,6 +108,16 @@ impl EncoderLayer {
         })
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.saved = None;
+        self.attention.release();
+        self.attention_norm.release();
+        self.feed_forward.release();
+        self.output_norm.release();
+        self.first.release();
+    }
+
     /// The layer's output for the rows that `queries` selects, [T, D] or [B, D], from `x` [T, D], whose
     /// contents must stay until the backward.
     ///

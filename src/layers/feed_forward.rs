@@ -39,6 +39,12 @@ impl FeedForward {
         })
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.inner.release();
+        self.activated.release();
+    }
+
     /// `out` [T, D] from `x` [T, D].
     ///
     /// # Errors

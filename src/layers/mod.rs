@@ -15,7 +15,7 @@ mod self_attention;
 #[cfg(test)]
 pub mod testing;
 
-pub use buffer::{Buffer, Workspace};
+pub use buffer::{Buffer, Workspace, is_out_of_memory};
 pub use embeddings::{Embeddings, EmbeddingsShape};
 pub use encoder_layer::{EncoderLayer, EncoderLayerShape, Names};
 pub use feed_forward::FeedForward;

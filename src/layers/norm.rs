@@ -42,6 +42,13 @@ impl Norm {
         })
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.normalised.release();
+        self.rstd.release();
+        self.out.release();
+    }
+
     /// [T, D], in the layer's own buffer.
     ///
     /// # Errors

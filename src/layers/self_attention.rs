@@ -70,6 +70,19 @@ impl SelfAttention {
         }
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        for buffer in [
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.context,
+            &mut self.lse,
+        ] {
+            buffer.release();
+        }
+    }
+
     /// `out` from `x` [T, D]; `rows` are the rows of `x` that ask, [T, D] or [B, D] like `out`.
     ///
     /// # Errors

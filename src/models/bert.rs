@@ -96,6 +96,13 @@ impl Bert {
         layers.saturating_mul(EncoderLayer::SITES).saturating_add(1)
     }
 
+    /// Gives the workspace's memory back.
+    pub fn release(&mut self) {
+        self.embeddings.release();
+        self.layers.iter_mut().for_each(EncoderLayer::release);
+        self.workspace.release();
+    }
+
     /// The last hidden states of the rows that `queries` selects, [T, D] or [B, D]. No dropout seed means
     /// evaluation.
     ///

@@ -1,22 +1,22 @@
 //! Writes checkpoints: a Hugging Face model folder, plus what resuming needs.
 //!
-//! Besides HF's files a checkpoint holds `trainer_progress.json` ([`TrainerState`]) and, unless training is
-//! over, `optimizer.safetensors` (AdamW's moments). No pickle.
+//! Besides HF's files a checkpoint holds `trainer_progress.json` ([`TrainerState`](super::state::TrainerState))
+//! and, unless training is over, `optimizer.safetensors` (AdamW's moments). No pickle.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::Tensor;
-
-use crate::artifacts::{self, ArtifactError, CheckpointWriter};
+use crate::artifacts::{self, ArtifactError, CheckpointWriter, Disk};
 use crate::data::LabelMap;
-use crate::domain::{CheckpointRecord, JobError};
+use crate::domain::{CheckpointRecord, ErrorCode, JobError};
 
 use super::setup::Setup;
-use super::state::TrainerState;
-use super::step::{Learner, engine};
+use super::snapshot::Snapshot;
+use super::step::engine;
 use super::{TrainJob, export, safetensors_io};
 
+/// File with the weights.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// File with the optimizer's moments.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// File with the trainer's counters.
@@ -24,78 +24,165 @@ pub const PROGRESS_FILE: &str = "trainer_progress.json";
 /// Metadata key of the optimizer's update count.
 pub const OPTIMIZER_STEP_KEY: &str = "step";
 
-/// Publishes a checkpoint atomically: it is either whole or not there.
-///
-/// # Errors
-/// `disk_full` or `checkpoint_failed`; what was there before stays.
-pub fn save(
-    job: &TrainJob,
-    setup: &Setup,
-    labels: &LabelMap,
-    learner: &Learner,
-    state: &TrainerState,
-    resumable: bool,
-) -> Result<CheckpointRecord, JobError> {
-    let writer = CheckpointWriter::begin(&job.checkpoints_dir, state.global_step)?;
-    let dir = writer.dir();
-    write_weights(dir, learner)?;
-    if resumable {
-        write_optimizer(dir, learner)?;
+/// Turns snapshots into published checkpoints; knows all that is the same for each of them.
+#[derive(Debug)]
+pub struct Publisher {
+    job: TrainJob,
+    setup: Setup,
+    labels: LabelMap,
+    /// Files copied from the base model. Read once: its folder may be gone by the next checkpoint.
+    copied: BTreeMap<&'static str, Vec<u8>>,
+    disk: Disk,
+}
+
+/// What became of a snapshot.
+#[derive(Debug)]
+pub struct Published {
+    /// The checkpoint, whole and durable.
+    pub record: CheckpointRecord,
+    /// Steps of older ones that `save_total_limit` removed for it.
+    pub removed: Vec<u64>,
+}
+
+impl Publisher {
+    /// For the checkpoints of this training.
+    ///
+    /// # Errors
+    /// `checkpoint_failed` if the base model's tokenizer files cannot be read.
+    pub fn new(job: &TrainJob, setup: &Setup, labels: &LabelMap) -> Result<Self, JobError> {
+        Ok(Self {
+            job: job.clone(),
+            setup: setup.clone(),
+            labels: labels.clone(),
+            copied: export::tokenizer_files(&job.model_dir)?,
+            disk: Disk::with_faults(job.faults.clone()),
+        })
     }
-    write_json(&dir.join(PROGRESS_FILE), state)?;
-    export::write_model_files(dir, job, setup, labels, state)?;
-    let epoch = setup.order.epochs_after(state.global_step);
-    Ok(writer.publish(epoch, state.metrics_now(), resumable)?)
-}
 
-/// Removes old checkpoints as `save_total_limit` says; answers their steps.
-///
-/// # Errors
-/// `checkpoint_failed` if the folder cannot be read.
-pub fn rotate(job: &TrainJob, state: &TrainerState) -> Result<Vec<u64>, JobError> {
-    let args = &job.spec.training_args;
-    let best = state
-        .best_global_step
-        .filter(|_| args.load_best_model_at_end);
-    let steps = artifacts::list_steps(&job.checkpoints_dir)?;
-    let removed = artifacts::plan(&steps, args.save_total_limit.map(u64::from), best, &[]);
-    for step in &removed {
-        artifacts::remove(&job.checkpoints_dir.join(artifacts::checkpoint_name(*step)))?;
+    /// Writes and publishes a checkpoint, then rotates. It is either whole or not there; what was there
+    /// before stays until it is. Gives up between two pieces when `abandoned` is set.
+    ///
+    /// # Errors
+    /// `disk_full`, with the bytes needed and free, or `checkpoint_failed`.
+    pub fn publish(
+        &self,
+        snapshot: &Snapshot,
+        abandoned: &AtomicBool,
+    ) -> Result<Published, JobError> {
+        let files = self.small_files(snapshot)?;
+        let small: u64 = files.values().map(|bytes| bytes.len() as u64).sum();
+        let needed = snapshot.tensor_bytes() + small + ROOM_FOR_HEADERS;
+        // The unfinished folder is gone before the free space is counted.
+        let record = self
+            .write(snapshot, &files, needed, abandoned)
+            .map_err(|failure| match failure {
+                Failure::Artifact(ArtifactError::DiskFull { path, .. }) => {
+                    ArtifactError::disk_full(&path, needed).into()
+                }
+                Failure::Artifact(other) => other.into(),
+                Failure::Job(error) => error,
+            })?;
+        let removed = self.rotate(snapshot)?;
+        Ok(Published { record, removed })
     }
-    Ok(removed)
+
+    fn write(
+        &self,
+        snapshot: &Snapshot,
+        files: &BTreeMap<&'static str, Vec<u8>>,
+        needed: u64,
+        abandoned: &AtomicBool,
+    ) -> Result<CheckpointRecord, Failure> {
+        let state = &snapshot.state;
+        let dir = &self.job.checkpoints_dir;
+        let mut writer =
+            CheckpointWriter::begin_on(self.disk.clone(), dir, state.global_step, needed)?;
+        // Older transformers refuse a file that does not say so.
+        let format = [("format", "pt".to_owned())];
+        writer.write(WEIGHTS_FILE, |file| {
+            safetensors_io::write(file, &snapshot.weights, &format, &|| going_on(abandoned))
+        })?;
+        if snapshot.resumable {
+            let step = [(OPTIMIZER_STEP_KEY, snapshot.optimizer_step.to_string())];
+            writer.write(OPTIMIZER_FILE, |file| {
+                safetensors_io::write(file, &snapshot.moments, &step, &|| going_on(abandoned))
+            })?;
+        }
+        for (name, bytes) in files {
+            writer.write(name, |file| file.append(bytes).map_err(Failure::from))?;
+        }
+        going_on(abandoned)?;
+        let epoch = self.setup.order.epochs_after(state.global_step);
+        Ok(writer.publish(epoch, state.metrics_now(), snapshot.resumable)?)
+    }
+
+    /// All files but the tensors.
+    fn small_files(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<BTreeMap<&'static str, Vec<u8>>, JobError> {
+        let state = &snapshot.state;
+        let mut files = export::model_files(&self.job, &self.setup, &self.labels, state)?;
+        files.insert(PROGRESS_FILE, export::to_json(state)?);
+        files.extend(
+            self.copied
+                .iter()
+                .map(|(name, bytes)| (*name, bytes.clone())),
+        );
+        Ok(files)
+    }
+
+    /// Removes old checkpoints as `save_total_limit` says; answers their steps. The one just published is the
+    /// newest, so it stays, and so does the best.
+    fn rotate(&self, snapshot: &Snapshot) -> Result<Vec<u64>, JobError> {
+        let args = &self.job.spec.training_args;
+        let best = snapshot
+            .state
+            .best_global_step
+            .filter(|_| args.load_best_model_at_end);
+        let dir = &self.job.checkpoints_dir;
+        let steps = artifacts::list_steps(dir)?;
+        let newest = [snapshot.state.global_step];
+        let removed = artifacts::plan(&steps, args.save_total_limit.map(u64::from), best, &newest);
+        for step in &removed {
+            artifacts::remove(&self.disk, &dir.join(artifacts::checkpoint_name(*step)))?;
+        }
+        Ok(removed)
+    }
 }
 
-fn write_weights(dir: &Path, learner: &Learner) -> Result<(), JobError> {
-    let tensors: Vec<(String, Tensor)> = learner
-        .model
-        .parameters()
-        .iter()
-        .map(|p| (p.name.clone(), p.value.clone()))
-        .collect();
-    // Older transformers refuse a file that does not say so.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors_io::write(&dir.join("model.safetensors"), &tensors, metadata)
+/// Headers, manifest and folders: a guess that is too large.
+const ROOM_FOR_HEADERS: u64 = 64 * 1024;
+
+/// A checkpoint could not be written.
+#[derive(Debug)]
+pub enum Failure {
+    /// By the disk.
+    Artifact(ArtifactError),
+    /// By anything else.
+    Job(JobError),
 }
 
-fn write_optimizer(dir: &Path, learner: &Learner) -> Result<(), JobError> {
-    let (step, tensors) = learner.optimizer.state();
-    let metadata = HashMap::from([(OPTIMIZER_STEP_KEY.to_owned(), step.to_string())]);
-    safetensors_io::write(&dir.join(OPTIMIZER_FILE), &tensors, metadata)
+impl From<ArtifactError> for Failure {
+    fn from(error: ArtifactError) -> Self {
+        Self::Artifact(error)
+    }
 }
 
-/// Writes `value` as indented JSON.
-///
-/// # Errors
-/// `disk_full` or `checkpoint_failed`.
-pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), JobError> {
-    let text = serde_json::to_string_pretty(value).map_err(engine)?;
-    write_bytes(path, (text + "\n").as_bytes())
+/// An error once nobody waits for the checkpoint any more.
+fn going_on(abandoned: &AtomicBool) -> Result<(), Failure> {
+    if abandoned.load(Ordering::Relaxed) {
+        let message = "the checkpoint under way was given up";
+        return Err(Failure::Job(JobError::new(
+            ErrorCode::CheckpointFailed,
+            message,
+        )));
+    }
+    Ok(())
 }
 
-/// Writes a file of a checkpoint; publishing syncs it.
-///
-/// # Errors
-/// `disk_full` or `checkpoint_failed`.
-pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), JobError> {
-    std::fs::write(path, bytes).map_err(|error| ArtifactError::io("write", path, error).into())
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Job(engine(error))
+    }
 }

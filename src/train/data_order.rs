@@ -14,7 +14,7 @@ pub struct StepPlan {
 }
 
 /// The order of the whole training; keeps the current epoch's shuffle.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DataOrder {
     sampler: EpochSampler,
     current: Option<(u64, Epoch)>,

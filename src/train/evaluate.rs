@@ -6,30 +6,55 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{LabelMap, TokenizedDataset};
-use crate::domain::{ClassResult, ErrorCode, JobError};
+use crate::domain::{ClassResult, ErrorCode, JobError, TrainingArguments};
 use crate::heads::SequenceClassifier;
 use crate::metrics::ClassificationMetrics;
 
+use super::exact;
 use super::step::{engine, input};
 
 /// An evaluation's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// `eval_loss, eval_accuracy, …, eval_runtime, eval_samples_per_second, eval_steps_per_second`.
+    #[serde(deserialize_with = "exact::map")]
     pub metrics: BTreeMap<String, f64>,
     /// Results per label.
+    #[serde(deserialize_with = "exact::classes")]
     pub classes: Vec<ClassResult>,
     /// Share of the most frequent label.
+    #[serde(deserialize_with = "exact::number")]
     pub majority_share: f64,
 }
 
-/// Evaluates `model` on `rows`, in order, `batch_size` at a time.
+/// Evaluates `model` on `rows`, in order, `per_device_eval_batch_size` at a time, or fewer if memory is short.
 ///
 /// `keep_going` is asked between batches; `None` is answered if it says no.
 ///
 /// # Errors
 /// `non_finite_loss` if the loss is NaN or infinite.
 pub fn evaluate(
+    model: &mut SequenceClassifier,
+    rows: &TokenizedDataset,
+    labels: &LabelMap,
+    args: &TrainingArguments,
+    keep_going: &dyn Fn() -> bool,
+) -> Result<Option<Evaluation>, JobError> {
+    let mut batch_size = args.per_device_eval_batch_size;
+    #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
+    let label_smoothing = args.label_smoothing_factor as f32;
+    loop {
+        match evaluate_by(model, rows, labels, batch_size, label_smoothing, keep_going) {
+            Err(error) if error.code == ErrorCode::OutOfMemory && batch_size > 1 => {
+                model.release();
+                batch_size = batch_size.div_ceil(2);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn evaluate_by(
     model: &mut SequenceClassifier,
     rows: &TokenizedDataset,
     labels: &LabelMap,

@@ -1,6 +1,7 @@
 //! The files that make a folder a Hugging Face model: `config.json`, tokenizer files, `trainer_state.json`,
 //! and the model card. What is written here was checked against transformers 5.23 (`tests/hf_check.py`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -9,9 +10,9 @@ use crate::artifacts::ArtifactError;
 use crate::data::LabelMap;
 use crate::domain::{IntervalStrategy, JobError, SaveStrategy};
 
-use super::checkpoint::{write_bytes, write_json};
 use super::setup::Setup;
 use super::state::TrainerState;
+use super::step::engine;
 use super::{TrainJob, model_card};
 
 /// File with what inference needs and HF has no place for.
@@ -25,42 +26,54 @@ const TOKENIZER_FILES: [&str; 5] = [
     "vocab.txt",
 ];
 
-/// Writes everything but the weights into `dir`.
+/// Everything but the weights and the tokenizer, by file name.
 ///
 /// # Errors
-/// `disk_full` or `checkpoint_failed`.
-pub fn write_model_files(
-    dir: &Path,
+/// `internal_error` if something cannot be JSON.
+pub fn model_files(
     job: &TrainJob,
     setup: &Setup,
     labels: &LabelMap,
     state: &TrainerState,
-) -> Result<(), JobError> {
-    write_json(
-        &dir.join("config.json"),
-        &config(&setup.base_config, labels),
-    )?;
-    write_json(
-        &dir.join("trainer_state.json"),
-        &trainer_state(job, setup, state),
-    )?;
-    write_json(
-        &dir.join(CHANDLER_FILE),
-        &json!({"job_id": job.job_id, "max_seq_length": job.spec.max_seq_length}),
-    )?;
-    write_bytes(
-        &dir.join("README.md"),
-        model_card::render(job, labels, state).as_bytes(),
-    )?;
+) -> Result<BTreeMap<&'static str, Vec<u8>>, JobError> {
+    let settings = json!({"job_id": job.job_id, "max_seq_length": job.spec.max_seq_length});
+    Ok(BTreeMap::from([
+        ("config.json", to_json(&config(&setup.base_config, labels))?),
+        (
+            "trainer_state.json",
+            to_json(&trainer_state(job, setup, state))?,
+        ),
+        (CHANDLER_FILE, to_json(&settings)?),
+        (
+            "README.md",
+            model_card::render(job, labels, state).into_bytes(),
+        ),
+    ]))
+}
+
+/// The base model's tokenizer files, those it has.
+///
+/// # Errors
+/// `checkpoint_failed` if one cannot be read.
+pub fn tokenizer_files(model_dir: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>, JobError> {
+    let mut files = BTreeMap::new();
     for name in TOKENIZER_FILES {
-        let from = job.model_dir.join(name);
-        if from.is_file() {
-            // Not `fs::copy`: a hub cache may be read-only, and so would be the copy.
-            let bytes = std::fs::read(&from).map_err(|e| ArtifactError::io("read", &from, e))?;
-            write_bytes(&dir.join(name), &bytes)?;
+        let path = model_dir.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path).map_err(|e| ArtifactError::io("read", &path, e))?;
+            files.insert(name, bytes);
         }
     }
-    Ok(())
+    Ok(files)
+}
+
+/// Indented JSON.
+///
+/// # Errors
+/// `internal_error` if `value` cannot be JSON.
+pub fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, JobError> {
+    let text = serde_json::to_string_pretty(value).map_err(engine)?;
+    Ok((text + "\n").into_bytes())
 }
 
 /// The base model's configuration, unknown fields kept, with the head described.
@@ -94,8 +107,9 @@ fn trainer_state(job: &TrainJob, setup: &Setup, state: &TrainerState) -> Value {
         .best_global_step
         .map(crate::artifacts::checkpoint_name);
     let log_history: Vec<Value> = state.log_history.iter().map(|entry| json!(entry)).collect();
-    let should_stop = state.global_step >= setup.total_steps;
-    json!({
+    let should_stop = setup.is_over(args, state);
+    let stopping_counter = state.early_stopping_counter;
+    let mut state = json!({
         "best_global_step": state.best_global_step,
         "best_metric": state.best_metric,
         "best_model_checkpoint": best_checkpoint,
@@ -127,7 +141,17 @@ fn trainer_state(job: &TrainJob, setup: &Setup, state: &TrainerState) -> Value {
         "train_batch_size": args.per_device_train_batch_size,
         "trial_name": null,
         "trial_params": null,
-    })
+    });
+    if let Some(patience) = args.early_stopping_patience {
+        state["stateful_callbacks"]["EarlyStoppingCallback"] = json!({
+            "args": {
+                "early_stopping_patience": patience,
+                "early_stopping_threshold": args.early_stopping_threshold,
+            },
+            "attributes": {"early_stopping_patience_counter": stopping_counter},
+        });
+    }
+    state
 }
 
 #[cfg(test)]

@@ -4,13 +4,18 @@
 //!  prepare    rows → examples → label map, split → token ids            (phase tokenizing)
 //!  model      base weights + new head, optimizer, schedule; or resume   (phase resolving_model)
 //!  trainer    for every step: micro-batches → norm → gate → clip → AdamW (phase training)
-//!             at step end: log → evaluate → save, in HF's order
+//!             at step end: log → evaluate → save, in HF's order; a save only copies to memory
+//!  writer     writes and publishes that copy meanwhile, then removes old checkpoints
+//!  watchdog   ends the process if the loop shows no sign of life
 //!  finish     the final checkpoint is the model; per-class report
 //! ```
 
+mod background;
+mod base_labels;
 mod checkpoint;
 mod data_order;
 mod evaluate;
+mod exact;
 mod export;
 mod gate;
 mod meter;
@@ -21,17 +26,24 @@ mod prepare;
 mod resume;
 mod safetensors_io;
 mod setup;
+mod snapshot;
 mod state;
 mod step;
 mod trainer;
+mod watchdog;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::domain::{DatasetLocation, JobError, JobId, JobSpec, Phase};
+use crate::artifacts;
+use crate::domain::{DatasetLocation, HUNG_EXIT_CODE, JobError, JobId, JobSpec, LogLevel, Phase};
+use crate::faults::Faults;
 
 pub use observer::Observer;
 pub use predict::{Prediction, Predictor};
 pub use trainer::Outcome;
+
+use watchdog::Pulse;
 
 /// Everything one training needs. Paths are this machine's.
 #[derive(Clone, Debug)]
@@ -48,6 +60,11 @@ pub struct TrainJob {
     pub model_dir: PathBuf,
     /// Where checkpoints are published, and where an earlier attempt's are looked for.
     pub checkpoints_dir: PathBuf,
+    /// Micro-batches are this many times smaller than asked for from the start: 1, or more after a trainer
+    /// died for want of memory.
+    pub micro_batch_divisor: u32,
+    /// What tests break; nothing in a release build.
+    pub faults: Faults,
 }
 
 /// Trains, reporting to `observer`. Resumes from the newest complete checkpoint, if there is one.
@@ -57,7 +74,26 @@ pub struct TrainJob {
 pub fn run(job: &TrainJob, observer: &dyn Observer) -> Result<Outcome, JobError> {
     observer.phase(Phase::Tokenizing);
     let data = prepare::prepare(job, observer)?;
-    let mut trainer = trainer::Trainer::new(job, data, observer)?;
+    let limit = job.faults.limit("train.watchdog");
+    let pulse = Pulse::new(limit.map_or(watchdog::SHORTEST_LIMIT, Duration::from_millis));
+    let mut trainer = trainer::Trainer::new(job, data, observer, &pulse)?;
+    artifacts::sweep_leftovers(&job.checkpoints_dir)?;
     trainer.resume()?;
-    trainer.train()
+    watchdog::guard(
+        &pulse,
+        |limit| end_hung(observer, limit),
+        || trainer.train(),
+    )
+}
+
+/// The training loop does not answer, so the whole process goes; the server starts another attempt.
+fn end_hung(observer: &dyn Observer, limit: Duration) {
+    let message = format!(
+        "training hangs: nothing has happened for {:.1} s; the trainer ends itself",
+        limit.as_secs_f64()
+    );
+    tracing::error!("{message}");
+    observer.log(LogLevel::Error, message);
+    observer.flush();
+    std::process::exit(HUNG_EXIT_CODE);
 }

@@ -6,6 +6,7 @@ use crate::data::{
 };
 use crate::domain::{JobError, LogLevel};
 
+use super::base_labels::{self, Head};
 use super::{Observer, TrainJob};
 
 /// More of the rows cut than this is worth a warning.
@@ -16,6 +17,8 @@ const CUT_SHARE_TO_WARN: f64 = 0.1;
 pub struct PreparedData {
     /// Names of the labels, by id.
     pub labels: LabelMap,
+    /// What becomes of the base model's classifier.
+    pub head: Head,
     /// The training rows.
     pub train: TokenizedDataset,
     /// Line of the training file on which each row starts.
@@ -34,6 +37,7 @@ pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, 
     let columns = &job.spec.dataset.columns;
     let rows = load_examples(&job.train.path, &job.train.layout, columns, "train")?;
     let labels = LabelMap::from_training(rows.iter().map(|row| row.label.as_str()))?;
+    let (labels, head) = base_labels::adopt(labels, &job.model_dir);
     let (train, eval) = match (&job.eval, job.spec.dataset.eval_split) {
         (Some(file), _) => {
             let eval = load_examples(&file.path, &file.layout, columns, "eval")?;
@@ -70,6 +74,7 @@ pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, 
         },
         train_lines: train.iter().map(|row| row.line).collect(),
         labels,
+        head,
         tokenizer,
     })
 }

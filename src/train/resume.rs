@@ -1,20 +1,24 @@
 //! Goes back to where an earlier attempt was.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::Tensor;
 
 use crate::artifacts;
-use crate::domain::{ErrorCode, JobError, LogLevel};
+use crate::domain::{CheckpointRecord, ErrorCode, Event, JobError, LogLevel};
 use crate::kernels::view;
 
-use super::checkpoint::{OPTIMIZER_FILE, OPTIMIZER_STEP_KEY, PROGRESS_FILE};
+use super::checkpoint::{OPTIMIZER_FILE, OPTIMIZER_STEP_KEY, PROGRESS_FILE, WEIGHTS_FILE};
 use super::state::TrainerState;
 use super::step::{Learner, engine};
 use super::{Observer, TrainJob, safetensors_io};
 
 /// Loads the newest checkpoint whose hashes match into `learner` and answers its state. A damaged one is
 /// skipped, with a warning in the event log.
+///
+/// Reports what is there once more: the trainer before may have died between publishing a checkpoint and
+/// saying so. The server takes note of each only once.
 ///
 /// # Errors
 /// `checkpoint_failed` if a sound checkpoint does not fit this model.
@@ -33,10 +37,41 @@ pub fn newest(
             ),
         );
     }
-    let Some((_, dir, record)) = found.found else {
+    let Some((step, dir, record)) = found.found else {
         return Ok(None);
     };
-    let (weights, _) = safetensors_io::read(&dir.join("model.safetensors"))?;
+    let state = load(&dir, &record, learner)?;
+    report_all(job, step, observer)?;
+    observer.log(
+        LogLevel::Info,
+        format!("resumed from the checkpoint of step {}", state.global_step),
+    );
+    Ok(Some(state))
+}
+
+/// Reports every checkpoint up to that of `newest`, in order. Older ones are not hashed again for it.
+fn report_all(job: &TrainJob, newest: u64, observer: &dyn Observer) -> Result<(), JobError> {
+    for step in artifacts::list_steps(&job.checkpoints_dir)? {
+        let dir = job.checkpoints_dir.join(artifacts::checkpoint_name(step));
+        if step <= newest
+            && let Ok(record) = artifacts::read(&dir)
+        {
+            observer.event(Event::Checkpoint(record));
+        }
+    }
+    Ok(())
+}
+
+/// Loads the checkpoint in `dir`, which was verified.
+///
+/// # Errors
+/// `checkpoint_failed` if it does not fit.
+pub fn load(
+    dir: &Path,
+    record: &CheckpointRecord,
+    learner: &mut Learner,
+) -> Result<TrainerState, JobError> {
+    let (weights, _) = safetensors_io::read(&dir.join(WEIGHTS_FILE))?;
     restore_weights(learner, &weights)?;
     if record.resumable {
         let (moments, metadata) = safetensors_io::read(&dir.join(OPTIMIZER_FILE))?;
@@ -51,12 +86,7 @@ pub fn newest(
     }
     let text =
         std::fs::read_to_string(dir.join(PROGRESS_FILE)).map_err(|e| mismatch(&e.to_string()))?;
-    let state: TrainerState = serde_json::from_str(&text).map_err(|e| mismatch(&e.to_string()))?;
-    observer.log(
-        LogLevel::Info,
-        format!("resumed from the checkpoint of step {}", state.global_step),
-    );
-    Ok(Some(state))
+    serde_json::from_str(&text).map_err(|e| mismatch(&e.to_string()))
 }
 
 fn restore_weights(

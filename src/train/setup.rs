@@ -12,11 +12,12 @@ use crate::optim::{AdamW, AdamWOptions, Schedule, ScheduleKind};
 
 use super::data_order::DataOrder;
 use super::prepare::{self, PreparedData};
+use super::state::TrainerState;
 use super::step::{Learner, engine};
 use super::{Observer, TrainJob};
 
 /// Data order, schedule and intervals.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Which rows make up which step.
     pub order: DataOrder,
@@ -58,10 +59,18 @@ impl Setup {
         let args = &job.spec.training_args;
         let precision = precision_of(args.bf16);
         let seed = u64::from(args.seed);
-        let (model, report) =
-            SequenceClassifier::load(&job.model_dir, data.labels.len(), seed, precision)
-                .map_err(model_error)?;
+        let (model, report) = SequenceClassifier::load_for(
+            &job.model_dir,
+            data.labels.len(),
+            data.head.keeps_classifier(),
+            seed,
+            precision,
+        )
+        .map_err(model_error)?;
         check_fits(job, data, &model)?;
+        if let Some(message) = data.head.message() {
+            observer.log(LogLevel::Info, message);
+        }
         if !report.newly_initialized.is_empty() {
             observer.log(
                 LogLevel::Info,
@@ -150,6 +159,13 @@ impl Setup {
     /// The learning rate of the update that follows `global_step` updates.
     pub fn learning_rate(&self, global_step: u64) -> f64 {
         self.peak_learning_rate * self.schedule.factor(global_step)
+    }
+
+    /// Whether no update follows: all were made, or early stopping said so.
+    pub fn is_over(&self, args: &TrainingArguments, state: &TrainerState) -> bool {
+        let patience = args.early_stopping_patience;
+        state.global_step >= self.total_steps
+            || patience.is_some_and(|patience| state.early_stopping_counter >= patience)
     }
 
     /// What is due after `step` updates. As HF, `steps` strategies also act at the last step; the last

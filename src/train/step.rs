@@ -5,12 +5,17 @@ use std::time::Instant;
 
 use crate::data::Batch;
 use crate::domain::{ErrorCode, JobError, TrainingArguments};
+use crate::faults::{Action, Faults};
 use crate::heads::{LossOptions, SequenceClassifier};
+use crate::kernels::view;
+use crate::layers;
+use crate::metrics::MetricError;
 use crate::models::{DropoutSeed, Input};
 use crate::optim::{self, AdamW};
 
 use super::gate;
 use super::prepare::PreparedData;
+use super::watchdog::Pulse;
 
 /// What one step did.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +32,30 @@ pub struct StepResult {
     pub tokens: u64,
     /// Wall time.
     pub took: Duration,
+}
+
+/// What a step is about.
+#[derive(Clone, Copy, Debug)]
+pub struct StepPlace {
+    /// Updates made before.
+    pub global_step: u64,
+    /// Where it is in the stream of dropout masks: `global_step`.
+    pub dropout_step: u64,
+    /// The update's.
+    pub learning_rate: f64,
+}
+
+/// What all steps share.
+#[derive(Clone, Copy, Debug)]
+pub struct StepContext<'a> {
+    /// The rows.
+    pub data: &'a PreparedData,
+    /// Smoothing, clipping.
+    pub args: &'a TrainingArguments,
+    /// Gets a beat per micro-batch.
+    pub pulse: &'a Pulse,
+    /// What tests break.
+    pub faults: &'a Faults,
 }
 
 /// The model and its optimizer: what a step changes.
@@ -47,68 +76,103 @@ impl Learner {
     /// into micro-batches gives the same gradient (HF averages averages, or does not divide at all).
     ///
     /// # Errors
-    /// `non_finite_loss` before anything is updated; `gradient_missing` at the first step.
+    /// `non_finite_loss` before anything is updated; `gradient_missing` at the first step; `out_of_memory` if
+    /// a micro-batch is too large for the workspace, with nothing changed but gradients.
     pub fn step(
         &mut self,
-        data: &PreparedData,
+        context: &StepContext<'_>,
+        place: StepPlace,
         micro_batches: &[Vec<u32>],
-        global_step: u64,
-        learning_rate: f64,
-        args: &TrainingArguments,
     ) -> Result<StepResult, JobError> {
         let started = Instant::now();
+        let (data, args) = (context.data, context.args);
         let samples: usize = micro_batches.iter().map(Vec::len).sum();
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^24")]
-        let scale = 1.0 / samples.max(1) as f32;
-        #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
-        let options = LossOptions {
-            label_smoothing: args.label_smoothing_factor as f32,
-            scale,
-        };
-        let dropout = DropoutSeed {
-            seed: self.seed,
-            step: global_step,
-        };
-        self.model.parameters().zero_grad().map_err(engine)?;
-        let (mut loss, mut tokens) = (0.0, 0);
-        for indexes in micro_batches {
-            let batch = data.train.batch(indexes);
-            loss += self
-                .model
-                .forward_backward(&input(&batch), &batch.labels, Some(dropout), &options)
-                .map_err(engine)?;
-            tokens += batch.tokens() as u64;
-        }
-        loss *= f64::from(scale);
+        let (loss, tokens) = self.gradients(context, place, micro_batches, samples)?;
         let grad_norm = optim::global_grad_norm(self.model.parameters()).map_err(engine)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(non_finite(
-                loss,
-                grad_norm,
-                global_step,
-                learning_rate,
-                &lines(data, micro_batches),
-            ));
+            let lines = lines(data, micro_batches);
+            return Err(non_finite(loss, grad_norm, place, &lines));
         }
-        if global_step == 0 {
+        if place.global_step == 0 {
             gate::check(self.model.parameters())?;
         }
 
         // ---- the update; everything after it is bookkeeping ------------------------------------
         let clip = optim::clip_coefficient(grad_norm, args.max_grad_norm);
-        self.optimizer.step(learning_rate, clip).map_err(engine)?;
+        self.optimizer
+            .step(place.learning_rate, clip)
+            .map_err(engine)?;
         self.model.weights_changed().map_err(engine)?;
         // -----------------------------------------------------------------------------------------
 
         Ok(StepResult {
             loss,
             grad_norm,
-            learning_rate,
+            learning_rate: place.learning_rate,
             samples: samples as u64,
             tokens,
             took: started.elapsed(),
         })
     }
+
+    /// The mean loss of all micro-batches, with its gradient left in the parameters, and their tokens.
+    fn gradients(
+        &mut self,
+        context: &StepContext<'_>,
+        place: StepPlace,
+        micro_batches: &[Vec<u32>],
+        samples: usize,
+    ) -> Result<(f64, u64), JobError> {
+        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^24")]
+        let scale = 1.0 / samples.max(1) as f32;
+        #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
+        let options = LossOptions {
+            label_smoothing: context.args.label_smoothing_factor as f32,
+            scale,
+        };
+        let dropout = DropoutSeed {
+            seed: self.seed,
+            step: place.dropout_step,
+        };
+        self.model.parameters().zero_grad().map_err(engine)?;
+        let (mut loss, mut tokens) = (0.0, 0);
+        for indexes in micro_batches {
+            let batch = context.data.train.batch(indexes);
+            loss += self
+                .model
+                .forward_backward(&input(&batch), &batch.labels, Some(dropout), &options)
+                .map_err(engine)?;
+            tokens += batch.tokens() as u64;
+            context.pulse.beat();
+        }
+        let number = place.global_step + 1;
+        if context.faults.at("train.memory", number) == Some(Action::Oom) {
+            return Err(out_of_memory());
+        }
+        if context.faults.at("train.gradients", number) == Some(Action::Nan) {
+            self.break_a_gradient()?;
+        }
+        Ok((loss * f64::from(scale), tokens))
+    }
+
+    fn break_a_gradient(&self) -> Result<(), JobError> {
+        let Some(parameter) = self.model.parameters().iter().last() else {
+            return Ok(());
+        };
+        view::write(&parameter.grad, |g| {
+            g[0] = f32::NAN;
+            Ok(())
+        })
+        .map_err(engine)
+    }
+}
+
+/// Rows of micro-batches, in order, with at most `size` rows in each.
+pub fn split(micro_batches: &[Vec<u32>], size: usize) -> Vec<Vec<u32>> {
+    let pieces = micro_batches
+        .iter()
+        .flat_map(|rows| rows.chunks(size.max(1)));
+    pieces.map(<[u32]>::to_vec).collect()
 }
 
 /// The model's view of a batch.
@@ -121,12 +185,55 @@ pub fn input(batch: &Batch) -> Input<'_> {
     }
 }
 
-/// A failure of the engine itself; nothing the user did.
-pub fn engine(error: impl std::fmt::Display) -> JobError {
+/// A failure of the engine: memory it could not get, or else nothing the user did.
+pub fn engine(error: impl Into<EngineError>) -> JobError {
+    match error.into() {
+        EngineError::OutOfMemory => out_of_memory(),
+        EngineError::Other(message) => JobError::new(
+            ErrorCode::InternalError,
+            format!("the engine failed: {message}"),
+        ),
+    }
+}
+
+/// What went wrong in the engine.
+#[derive(Debug)]
+pub enum EngineError {
+    /// There was no memory for the workspace.
+    OutOfMemory,
+    /// Anything else.
+    Other(String),
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        if layers::is_out_of_memory(&error) {
+            Self::OutOfMemory
+        } else {
+            Self::Other(error.to_string())
+        }
+    }
+}
+
+impl From<MetricError> for EngineError {
+    fn from(error: MetricError) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
+impl From<serde_json::Error> for EngineError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
+fn out_of_memory() -> JobError {
     JobError::new(
-        ErrorCode::InternalError,
-        format!("the engine failed: {error}"),
+        ErrorCode::OutOfMemory,
+        "there is not enough memory for a micro-batch",
     )
+    .at("/training_args/per_device_train_batch_size")
+    .hint("lower max_seq_length, use a smaller model, or give the server more memory")
 }
 
 /// Lines of the training file that a step's rows are on; the first few are enough to look at.
@@ -139,21 +246,32 @@ fn lines(data: &PreparedData, micro_batches: &[Vec<u32>]) -> String {
     lines.map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn non_finite(
-    loss: f64,
-    grad_norm: f64,
-    global_step: u64,
-    learning_rate: f64,
-    lines: &str,
-) -> JobError {
+fn non_finite(loss: f64, grad_norm: f64, place: StepPlace, lines: &str) -> JobError {
     JobError::new(
         ErrorCode::NonFiniteLoss,
         format!(
-            "loss {loss} and gradient norm {grad_norm} at step {} (learning rate {learning_rate:e}); the \
-             weights were not updated with it; the step's rows are on lines {lines} of the training file",
-            global_step + 1,
+            "loss {loss} and gradient norm {grad_norm} at step {} (learning rate {:e}); the weights were not \
+             updated with it; the step's rows are on lines {lines} of the training file",
+            place.global_step + 1,
+            place.learning_rate,
         ),
     )
     .at("/training_args/learning_rate")
     .hint("lower the learning rate, add warm-up, or set bf16 to false")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splitting_keeps_rows_and_their_order() {
+        let micro_batches = [vec![5, 1, 4, 2], vec![3, 0, 6]];
+        assert_eq!(split(&micro_batches, 4), micro_batches);
+        assert_eq!(
+            split(&micro_batches, 2),
+            [vec![5, 1], vec![4, 2], vec![3, 0], vec![6]]
+        );
+        assert_eq!(split(&micro_batches, 0).concat(), micro_batches.concat());
+    }
 }

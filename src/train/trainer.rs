@@ -3,16 +3,21 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{Command, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments};
+use crate::domain::{
+    Command, ErrorCode, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
+};
+use crate::faults::Faults;
 
-use super::checkpoint;
+use super::background::BackgroundWriter;
+use super::checkpoint::{Published, Publisher};
 use super::data_order::StepPlan;
-use super::evaluate::{self, round};
+use super::evaluate::{self, Evaluation, round};
 use super::meter::Meter;
 use super::prepare::PreparedData;
 use super::setup::Setup;
 use super::state::{LogEntry, TrainerState};
-use super::step::{Learner, StepResult};
+use super::step::{Learner, StepContext, StepPlace, StepResult, split};
+use super::watchdog::Pulse;
 use super::{Observer, TrainJob, resume};
 
 /// How a training ended without an error.
@@ -33,10 +38,16 @@ pub enum Outcome {
 pub struct Trainer<'a> {
     job: &'a TrainJob,
     observer: &'a dyn Observer,
+    pulse: &'a Pulse,
     data: PreparedData,
     setup: Setup,
     learner: Learner,
     state: TrainerState,
+    /// The step this attempt began after.
+    resumed_at: u64,
+    /// The step of the newest checkpoint, published or under way.
+    saved_at: Option<u64>,
+    writer: BackgroundWriter,
     meter: Meter,
 }
 
@@ -49,15 +60,24 @@ impl<'a> Trainer<'a> {
         job: &'a TrainJob,
         data: PreparedData,
         observer: &'a dyn Observer,
+        pulse: &'a Pulse,
     ) -> Result<Self, JobError> {
         let (setup, learner) = Setup::new(job, &data, observer)?;
+        let publisher = Publisher::new(job, &setup, &data.labels)?;
         Ok(Self {
             job,
             observer,
+            pulse,
+            writer: BackgroundWriter::start(publisher)?,
             data,
             setup,
             learner,
-            state: TrainerState::default(),
+            state: TrainerState {
+                micro_batch_divisor: job.micro_batch_divisor.max(1),
+                ..TrainerState::default()
+            },
+            resumed_at: 0,
+            saved_at: None,
             meter: Meter::start(),
         })
     }
@@ -68,7 +88,11 @@ impl<'a> Trainer<'a> {
     /// If it is complete but does not fit this model.
     pub fn resume(&mut self) -> Result<(), JobError> {
         if let Some(state) = resume::newest(self.job, &mut self.learner, self.observer)? {
+            let divisor = self.state.micro_batch_divisor;
             self.state = state;
+            self.state.micro_batch_divisor = self.state.micro_batch_divisor.max(divisor);
+            self.resumed_at = self.state.global_step;
+            self.saved_at = Some(self.state.global_step);
         }
         Ok(())
     }
@@ -78,25 +102,36 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// If training diverges or a checkpoint cannot be written.
     pub fn train(mut self) -> Result<Outcome, JobError> {
+        let outcome = self.train_on();
+        if outcome == Ok(Outcome::Cancelled) {
+            self.writer.abandon();
+        }
+        // Whatever ended training, a checkpoint that was published is reported. What kept one from being
+        // published is told only if nothing worse happened.
+        let pulse = self.pulse;
+        match pulse.rest(|| self.writer.wait()) {
+            Ok(published) => self.report_checkpoint(published),
+            Err(error) => tracing::warn!(%error, "the last checkpoint was not published"),
+        }
+        outcome
+    }
+
+    fn train_on(&mut self) -> Result<Outcome, JobError> {
         self.observer.phase(Phase::Training);
-        while self.state.global_step < self.setup.total_steps {
+        while !self.setup.is_over(self.args(), &self.state) {
             match self.observer.command() {
                 Command::Continue => {}
                 Command::Cancel => return Ok(Outcome::Cancelled),
                 Command::Pause => {
-                    self.save()?;
+                    if self.saved_at != Some(self.state.global_step) {
+                        self.save()?;
+                    }
+                    self.wait_for_checkpoint()?;
                     return Ok(Outcome::Paused);
                 }
             }
-            let plan = self.setup.order.step(self.state.global_step);
-            let learning_rate = self.setup.learning_rate(self.state.global_step);
-            let result = self.learner.step(
-                &self.data,
-                &plan.micro_batches,
-                self.state.global_step,
-                learning_rate,
-                &self.job.spec.training_args,
-            )?;
+            let (plan, result) = self.step()?;
+            self.pulse.step(result.took);
             self.state
                 .record_step(result.loss, result.samples, result.tokens);
             if self.on_step_end(&plan, &result)?.is_cancelled() {
@@ -106,12 +141,76 @@ impl<'a> Trainer<'a> {
         self.finish()
     }
 
+    /// One update. When memory is short, all micro-batches are halved and the step begins again: nothing but
+    /// gradients has changed, and the rows of the update stay the same. A smaller micro-batch is kept for the
+    /// rest of the training.
+    fn step(&mut self) -> Result<(StepPlan, StepResult), JobError> {
+        if let Some(action) = self.job.faults.at("train.step", self.state.global_step + 1) {
+            Faults::strike(action);
+        }
+        let place = self.place();
+        let plan = self.setup.order.step(place.dropout_step);
+        loop {
+            let size = self.micro_batch_size();
+            let context = StepContext {
+                data: &self.data,
+                args: &self.job.spec.training_args,
+                pulse: self.pulse,
+                faults: &self.job.faults,
+            };
+            let micro_batches = split(&plan.micro_batches, size);
+            match self.learner.step(&context, place, &micro_batches) {
+                Ok(result) => return Ok((plan, result)),
+                Err(error) if error.code == ErrorCode::OutOfMemory && size > 1 => {
+                    self.halve_micro_batches();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where the next step is. (With the fault `train.order`, a resumed training begins again at the first
+    /// rows and dropout masks: the control that shows that tests of resuming can fail.)
+    fn place(&self) -> StepPlace {
+        let global_step = self.state.global_step;
+        let forgetful = self.job.faults.limit("train.order").is_some();
+        let before = if forgetful { self.resumed_at } else { 0 };
+        StepPlace {
+            global_step,
+            dropout_step: global_step - before,
+            learning_rate: self.setup.learning_rate(global_step),
+        }
+    }
+
+    fn micro_batch_size(&self) -> usize {
+        let divisor = self.state.micro_batch_divisor.max(1);
+        let size = self.args().per_device_train_batch_size.div_ceil(divisor);
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    fn halve_micro_batches(&mut self) {
+        self.learner.model.release();
+        let before = self.micro_batch_size();
+        self.state.micro_batch_divisor = self.state.micro_batch_divisor.saturating_mul(2);
+        self.observer.log(
+            LogLevel::Warning,
+            format!(
+                "out of memory at step {}: micro-batches have {} rows instead of {before} from now on; the \
+                 batch of an update stays the same",
+                self.state.global_step + 1,
+                self.micro_batch_size(),
+            ),
+        );
+    }
+
     fn args(&self) -> &'a TrainingArguments {
         &self.job.spec.training_args
     }
 
     fn on_step_end(&mut self, plan: &StepPlan, result: &StepResult) -> Result<Flow, JobError> {
         let step = self.state.global_step;
+        let published = self.writer.poll()?;
+        self.report_checkpoint(published);
         self.meter
             .add_step(result.took, result.samples, result.tokens);
         let progress = self
@@ -132,7 +231,8 @@ impl<'a> Trainer<'a> {
             }
         }
         let best = new_best && self.args().save_strategy == SaveStrategy::Best;
-        if due.save || (best && step < self.setup.total_steps) {
+        // What comes at the end is saved there.
+        if (due.save || best) && !self.setup.is_over(self.args(), &self.state) {
             self.save()?;
         }
         Ok(Flow::Continue)
@@ -171,21 +271,21 @@ impl<'a> Trainer<'a> {
         };
         self.observer.phase(Phase::Evaluating);
         let (observer, args) = (self.observer, &self.job.spec.training_args);
-        #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
+        let keep_going = || {
+            self.pulse.beat();
+            observer.command() != Command::Cancel
+        };
         let evaluation = evaluate::evaluate(
             &mut self.learner.model,
             rows,
             &self.data.labels,
-            args.per_device_eval_batch_size,
-            args.label_smoothing_factor as f32,
-            &|| observer.command() != Command::Cancel,
+            args,
+            &keep_going,
         )?;
         let Some(evaluation) = evaluation else {
             return Ok(None);
         };
-        let better =
-            self.state
-                .record_evaluation(&evaluation, &args.best_metric(), args.larger_is_better());
+        let better = self.judge(&evaluation);
         self.report_metrics(epoch, evaluation.metrics);
         self.observer.event(Event::ClassificationReport {
             step: self.state.global_step,
@@ -196,37 +296,66 @@ impl<'a> Trainer<'a> {
         Ok(Some(better))
     }
 
-    /// Publishes a checkpoint of now; at the last step without the optimizer, as nothing follows.
+    /// Counts an evaluation for early stopping and for the best; answers whether it is the best so far.
+    fn judge(&mut self, evaluation: &Evaluation) -> bool {
+        let args = self.args();
+        let (deciding, larger) = (args.best_metric(), args.larger_is_better());
+        if let Some(&value) = evaluation.metrics.get(&deciding) {
+            self.state
+                .count_for_early_stopping(value, larger, args.early_stopping_threshold);
+        }
+        self.state.record_evaluation(evaluation, &deciding, larger)
+    }
+
+    /// Begins a checkpoint of now, after the one under way is published; it is written while training goes
+    /// on. At the end it has no optimizer, as nothing follows.
     fn save(&mut self) -> Result<(), JobError> {
         self.observer.phase(Phase::Saving);
         self.state.train_seconds = self.meter.elapsed_s();
-        let resumable = self.state.global_step < self.setup.total_steps;
-        let record = checkpoint::save(
-            self.job,
-            &self.setup,
-            &self.data.labels,
-            &self.learner,
-            &self.state,
-            resumable,
-        )?;
-        self.observer.event(Event::Checkpoint(record));
-        for step in checkpoint::rotate(self.job, &self.state)? {
-            self.observer.event(Event::CheckpointRemoved { step });
-        }
+        self.wait_for_checkpoint()?;
+        let pulse = self.pulse;
+        let (learner, state) = (&self.learner, &self.state);
+        pulse.rest(|| {
+            self.writer
+                .begin(|snapshot| snapshot.take(learner, state, !state.finished))
+        })?;
+        self.saved_at = Some(self.state.global_step);
         self.observer.phase(Phase::Training);
         Ok(())
     }
 
+    /// Returns when nothing is being written any more.
+    fn wait_for_checkpoint(&mut self) -> Result<(), JobError> {
+        let pulse = self.pulse;
+        let published = pulse.rest(|| self.writer.wait())?;
+        self.report_checkpoint(published);
+        Ok(())
+    }
+
+    fn report_checkpoint(&self, published: Option<Published>) {
+        let Some(published) = published else { return };
+        self.observer.event(Event::Checkpoint(published.record));
+        for step in published.removed {
+            self.observer.event(Event::CheckpointRemoved { step });
+        }
+    }
+
     /// The end of training: a last evaluation if the model was not just evaluated, the final checkpoint, and
     /// HF's summary.
-    fn finish(mut self) -> Result<Outcome, JobError> {
-        let epoch = self.setup.order.epochs_after(self.setup.total_steps);
-        let evaluated = self.state.last_eval_step == Some(self.state.global_step);
-        if !evaluated && self.evaluate(epoch)?.is_none() {
-            return Ok(Outcome::Cancelled);
+    fn finish(&mut self) -> Result<Outcome, JobError> {
+        // An attempt that died after the final checkpoint has left nothing to do.
+        if !self.state.finished {
+            let epoch = self.setup.order.epochs_after(self.state.global_step);
+            let evaluated = self.state.last_eval_step == Some(self.state.global_step);
+            if !evaluated && self.evaluate(epoch)?.is_none() {
+                return Ok(Outcome::Cancelled);
+            }
+            self.tell_if_stopped_early();
+            self.summarize(epoch);
+            self.state.finished = true;
+            self.save()?;
+            self.wait_for_checkpoint()?;
         }
-        self.summarize(epoch);
-        self.save()?;
         let step = self.state.global_step;
         let best = self
             .args()
@@ -240,6 +369,19 @@ impl<'a> Trainer<'a> {
             return Ok(Outcome::Finished { model_step });
         }
         Ok(Outcome::Finished { model_step: step })
+    }
+
+    fn tell_if_stopped_early(&self) {
+        if self.state.global_step < self.setup.total_steps {
+            let message = format!(
+                "stopped early at step {} of {}: {} evaluations in a row were not better by {}",
+                self.state.global_step,
+                self.setup.total_steps,
+                self.state.early_stopping_counter,
+                self.args().best_metric(),
+            );
+            self.observer.log(LogLevel::Info, message);
+        }
     }
 
     /// The model is an earlier checkpoint than the last: its numbers are the job's final ones.

@@ -1,16 +1,17 @@
 //! `chandler train`: one attempt at one job, in a process of its own. Reads the spec from the server,
 //! trains, reports. It never opens the database, and a crash here cannot hurt the API.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::artifacts::DataDir;
+use crate::artifacts::{self, DataDir};
 use crate::domain::{
     AttemptId, AttemptSpec, Command, ErrorCode, Event, JobError, LogLevel, Phase, SystemClock,
 };
+use crate::faults::Faults;
 use crate::hub::{Hub, HubEnv, HubOptions};
 use crate::kernels::pool;
 use crate::train::{self, Observer, Outcome, TrainJob};
@@ -19,6 +20,9 @@ use super::reporter::{Reporter, fetch_spec};
 
 /// How long the last messages may take to reach the server. While it is away the spool keeps them.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a hanging trainer waits for its last words to arrive.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the server tells a trainer on its command line; the token comes through the environment.
 #[derive(Clone, Debug)]
@@ -55,6 +59,13 @@ pub fn run(arguments: &TrainerArguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let faults = match Faults::from_env(spec.attempt) {
+        Ok(faults) => faults,
+        Err(error) => {
+            tracing::error!(error);
+            return ExitCode::from(2);
+        }
+    };
     let reporter = match Reporter::start(
         &arguments.server_url,
         arguments.attempt_id,
@@ -70,19 +81,20 @@ pub fn run(arguments: &TrainerArguments) -> ExitCode {
         }
     };
     let reporting = Reporting { reporter, stop };
-    reporting.end(attempt(&spec, &reporting))
+    reporting.end(attempt(&spec, faults, &reporting))
 }
 
 /// Resolves the base model and trains. A panic in the engine becomes an error of the job.
-fn attempt(spec: &AttemptSpec, observer: &Reporting) -> Result<Outcome, JobError> {
+fn attempt(spec: &AttemptSpec, faults: Faults, observer: &Reporting) -> Result<Outcome, JobError> {
     let work = std::panic::AssertUnwindSafe(|| {
         observer.phase(Phase::ResolvingModel);
         let data_dir = DataDir::at(&spec.data_dir);
         let hub = Hub::new(HubOptions::new(data_dir.clone(), HubEnv::from_process()));
-        let model = hub.resolve(&spec.spec.model)?;
+        let checkpoints_dir = data_dir.checkpoints_dir(spec.job_id);
+        let model_dir = base_model(&hub, &spec.spec.model, &checkpoints_dir)?;
         observer.log(
             LogLevel::Info,
-            format!("base model {} in {}", spec.spec.model, model.dir.display()),
+            format!("base model {} in {}", spec.spec.model, model_dir.display()),
         );
         train::run(
             &TrainJob {
@@ -90,8 +102,10 @@ fn attempt(spec: &AttemptSpec, observer: &Reporting) -> Result<Outcome, JobError
                 spec: spec.spec.clone(),
                 train: spec.train.clone(),
                 eval: spec.eval.clone(),
-                model_dir: model.dir,
-                checkpoints_dir: data_dir.checkpoints_dir(spec.job_id),
+                model_dir,
+                checkpoints_dir,
+                micro_batch_divisor: spec.micro_batch_divisor,
+                faults,
             },
             observer,
         )
@@ -107,6 +121,15 @@ fn attempt(spec: &AttemptSpec, observer: &Reporting) -> Result<Outcome, JobError
             ErrorCode::InternalError,
             format!("the trainer panicked: {message}"),
         ))
+    })
+}
+
+/// The folder of the base model. An attempt that goes on from a checkpoint does not need it any more: if it is
+/// gone (another job's checkpoint that was rotated away, a hub that cannot be reached), the checkpoint does.
+fn base_model(hub: &Hub, name: &str, checkpoints_dir: &Path) -> Result<PathBuf, JobError> {
+    hub.resolve(name).map(|model| model.dir).or_else(|error| {
+        let own = artifacts::newest_valid(checkpoints_dir)?.found;
+        own.map(|(_, dir, _)| dir).ok_or(error)
     })
 }
 
@@ -126,6 +149,10 @@ impl Observer for Reporting {
             Command::Continue if self.stop.load(Ordering::Relaxed) => Command::Pause,
             command => command,
         }
+    }
+
+    fn flush(&self) {
+        self.reporter.flush(LAST_WORDS_TIMEOUT);
     }
 }
 

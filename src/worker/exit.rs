@@ -4,14 +4,12 @@ use std::fmt;
 
 use nix::sys::signal::Signal;
 
-use crate::domain::{AttemptId, ErrorCode, JobError, LossCause, RetryPolicy};
+use crate::domain::{AttemptId, ErrorCode, HUNG_EXIT_CODE, JobError, LossCause, RetryPolicy};
 use crate::store::AttemptEnd;
 
 /// The trainer was called wrongly; trying again would end the same way. clap's exit code for usage errors.
 const BAD_USAGE: i32 = 2;
 
-/// The trainer's watchdog gave up on a step (`train::watchdog`).
-pub(super) const HUNG: i32 = 86;
 /// What Rust's allocator prints before it aborts.
 const ALLOCATION_FAILED: &str = "memory allocation of ";
 
@@ -65,7 +63,7 @@ pub(super) fn verdict(exit: &TrainerExit, policy: &RetryPolicy) -> AttemptEnd {
 
 fn loss_cause(exit: &TrainerExit) -> LossCause {
     let killed_by = |signal: Signal| exit.cause == ExitCause::Signal(signal as i32);
-    if exit.cause == ExitCause::Code(HUNG) {
+    if exit.cause == ExitCause::Code(HUNG_EXIT_CODE) {
         LossCause::Hung
     } else if (killed_by(Signal::SIGKILL) && exit.oom_kill_seen)
         || (killed_by(Signal::SIGABRT) && exit.log_tail.contains(ALLOCATION_FAILED))
@@ -188,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_hung_step_is_told_from_a_crash() {
-        let (cause, error) = lost(&exit(ExitCause::Code(HUNG)));
+        let (cause, error) = lost(&exit(ExitCause::Code(HUNG_EXIT_CODE)));
         assert_eq!(cause, LossCause::Hung);
         assert_eq!(error.code, ErrorCode::TrainerHung);
     }

@@ -49,9 +49,22 @@ impl TestServer {
         server
     }
 
+    /// A server with one slot that has these variables; its trainers inherit them.
+    pub fn with_env(env: &[(&str, &str)]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let mut server = Self::spawn(&temp.path().join("data"), 1, env);
+        server._temp = Some(temp);
+        server
+    }
+
     /// A server on a data directory that outlives it.
     pub fn in_dir(data_dir: &Path, slots: u32) -> Self {
+        Self::spawn(data_dir, slots, &[])
+    }
+
+    fn spawn(data_dir: &Path, slots: u32, env: &[(&str, &str)]) -> Self {
         let mut child = chandler()
+            .envs(env.iter().copied())
             .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1"])
             .arg("--slots")
             .arg(slots.to_string())

@@ -8,8 +8,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-pub const HIDDEN: usize = 32;
-pub const LAYERS: usize = 2;
+const HIDDEN: usize = 32;
+const LAYERS: usize = 2;
 const HEADS: usize = 2;
 const INTERMEDIATE: usize = 64;
 const POSITIONS: usize = 64;
@@ -34,7 +34,12 @@ pub fn write(dir: &Path) {
         "tokenizer_config.json",
         &json!({"tokenizer_class": "BertTokenizer", "model_max_length": 64}),
     );
-    write_weights(&dir.join("model.safetensors"), &weights(vocab.len()));
+    write_weights_of(dir, &config(vocab.len()));
+}
+
+/// Random weights for a model of this configuration.
+pub fn write_weights_of(dir: &Path, config: &Value) {
+    write_weights(&dir.join("model.safetensors"), &weights(config));
 }
 
 pub fn config(vocab_size: usize) -> Value {
@@ -88,7 +93,10 @@ pub fn tokenizer(vocab: &[String]) -> Value {
 
 type Weights = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-fn weights(vocab_size: usize) -> Weights {
+fn weights(config: &Value) -> Weights {
+    let size = |name: &str| usize::try_from(config[name].as_u64().unwrap()).unwrap();
+    let (vocab_size, inner) = (size("vocab_size"), size("intermediate_size"));
+    let layers = size("num_hidden_layers");
     let mut random = Random(1);
     let mut weights: Weights = Vec::new();
     let mut matrix = |name: &str, shape: &[usize]| {
@@ -97,11 +105,14 @@ fn weights(vocab_size: usize) -> Weights {
             .collect();
         weights.push((name.to_owned(), shape.to_vec(), values));
     };
-    let d = HIDDEN;
+    let d = size("hidden_size");
     matrix("embeddings.word_embeddings.weight", &[vocab_size, d]);
-    matrix("embeddings.position_embeddings.weight", &[POSITIONS, d]);
+    matrix(
+        "embeddings.position_embeddings.weight",
+        &[size("max_position_embeddings"), d],
+    );
     matrix("embeddings.token_type_embeddings.weight", &[2, d]);
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let prefix = format!("encoder.layer.{layer}");
         for name in ["query", "key", "value"] {
             matrix(&format!("{prefix}.attention.self.{name}.weight"), &[d, d]);
@@ -109,8 +120,8 @@ fn weights(vocab_size: usize) -> Weights {
         }
         for (name, out, input) in [
             ("attention.output.dense", d, d),
-            ("intermediate.dense", INTERMEDIATE, d),
-            ("output.dense", d, INTERMEDIATE),
+            ("intermediate.dense", inner, d),
+            ("output.dense", d, inner),
         ] {
             matrix(&format!("{prefix}.{name}.weight"), &[out, input]);
             matrix(&format!("{prefix}.{name}.bias"), &[out]);
@@ -123,7 +134,7 @@ fn weights(vocab_size: usize) -> Weights {
         weights.push((format!("{name}.bias"), vec![d], vec![0.0; d]));
     };
     norm("embeddings.LayerNorm".to_owned());
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         norm(format!("encoder.layer.{layer}.attention.output.LayerNorm"));
         norm(format!("encoder.layer.{layer}.output.LayerNorm"));
     }
