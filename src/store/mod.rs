@@ -20,6 +20,7 @@ mod idempotency;
 mod jobs;
 mod metrics;
 mod rows;
+mod spool;
 mod subscribers;
 #[cfg(test)]
 mod tests;
