@@ -27,6 +27,25 @@ pub struct Settings {
     /// Log lines as JSON
     #[arg(long, env = "CHANDLER_LOG_JSON", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub log_json: Option<bool>,
+    /// When told to stop, make trainers save and leave; otherwise they train on, and the next server on
+    /// this address and data directory takes them over. Ctrl-C always drains
+    #[arg(long, env = "CHANDLER_DRAIN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub drain: Option<bool>,
+    #[command(flatten)]
+    #[serde(default)]
+    pub attempts: AttemptSettings,
+}
+
+/// Time limits of attempts; in a file the table `[attempts]`. Not for everyday use.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptSettings {
+    /// An attempt silent for this long is given up
+    #[arg(long, env = "CHANDLER_LEASE_MS", value_name = "MS", hide = true)]
+    pub lease_ms: Option<i64>,
+    /// A trainer reports at least this often
+    #[arg(long, env = "CHANDLER_HEARTBEAT_MS", value_name = "MS", hide = true)]
+    pub heartbeat_ms: Option<u64>,
 }
 
 impl Settings {
@@ -54,6 +73,11 @@ impl Settings {
             slots: self.slots.or(other.slots),
             threads: self.threads.or(other.threads),
             log_json: self.log_json.or(other.log_json),
+            drain: self.drain.or(other.drain),
+            attempts: AttemptSettings {
+                lease_ms: self.attempts.lease_ms.or(other.attempts.lease_ms),
+                heartbeat_ms: self.attempts.heartbeat_ms.or(other.attempts.heartbeat_ms),
+            },
         }
     }
 }
@@ -69,6 +93,8 @@ pub struct Config {
     pub slots: u32,
     /// Threads of one trainer.
     pub threads: u32,
+    /// Whether trainers leave when the server does.
+    pub drain: bool,
     /// Time limits of attempts.
     pub attempts: AttemptConfig,
 }
@@ -94,6 +120,29 @@ impl Default for AttemptConfig {
             max_attempts: 3,
             stop_grace_ms: 8_000,
         }
+    }
+}
+
+impl AttemptConfig {
+    fn new(settings: &AttemptSettings) -> Result<Self, JobError> {
+        let default = Self::default();
+        let heartbeat_ms = settings.heartbeat_ms.unwrap_or(default.heartbeat_ms);
+        let lease_ms = settings.lease_ms.unwrap_or(default.lease_ms);
+        let beats = i64::try_from(heartbeat_ms).unwrap_or(i64::MAX);
+        // One slow answer must not fence a healthy trainer.
+        if heartbeat_ms == 0 || lease_ms < beats.saturating_mul(3) {
+            return Err(JobError::new(
+                ErrorCode::ConfigInvalid,
+                format!(
+                    "lease_ms is {lease_ms} and heartbeat_ms is {heartbeat_ms}, but a lease must last three heartbeats"
+                ),
+            ));
+        }
+        Ok(Self {
+            lease_ms,
+            heartbeat_ms,
+            ..default
+        })
     }
 }
 
@@ -126,7 +175,9 @@ impl Config {
                 .unwrap_or_else(|| PathBuf::from("chandler-data")),
             slots,
             threads,
-            attempts: AttemptConfig::default(),
+            // On a port that the system chooses, the trainers would never find the next server.
+            drain: settings.drain.unwrap_or(listen.port() == 0),
+            attempts: AttemptConfig::new(&settings.attempts)?,
         })
     }
 }
@@ -163,5 +214,39 @@ mod tests {
             ..Settings::default()
         };
         assert!(Config::new(settings).is_err());
+    }
+
+    #[test]
+    fn trainers_outlive_a_server_that_can_be_found_again() {
+        let drain = |listen: &str, drain| {
+            let settings = Settings {
+                listen: Some(listen.parse().unwrap()),
+                drain,
+                ..Settings::default()
+            };
+            Config::new(settings).unwrap().drain
+        };
+        assert!(!drain("127.0.0.1:9000", None));
+        assert!(drain("127.0.0.1:9000", Some(true)));
+        assert!(drain("127.0.0.1:0", None));
+        assert!(!drain("127.0.0.1:0", Some(false)));
+    }
+
+    #[test]
+    fn a_lease_lasts_three_heartbeats() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chandler.toml");
+        let config = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::new(Settings::from_file(&path).unwrap())
+        };
+        let attempts = config("[attempts]\nlease_ms = 900\nheartbeat_ms = 300\n")
+            .unwrap()
+            .attempts;
+        assert_eq!((attempts.lease_ms, attempts.heartbeat_ms), (900, 300));
+        for text in ["lease_ms = 5999", "heartbeat_ms = 0", "heartbeat_ms = 3334"] {
+            let error = config(&format!("[attempts]\n{text}\n")).unwrap_err();
+            assert_eq!(error.code, ErrorCode::ConfigInvalid, "{text}");
+        }
     }
 }

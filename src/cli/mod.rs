@@ -1,5 +1,6 @@
 //! The command line: one subcommand per role of the one binary.
 
+mod backup;
 mod demo;
 mod openapi;
 mod predict;
@@ -29,6 +30,10 @@ enum Command {
     Demo(demo::Demo),
     /// Label texts with a trained model
     Predict(predict::Predict),
+    /// Copy the database of a server, running or stopped, to a new folder
+    Backup(backup::Backup),
+    /// Make a data directory from a backup, after checking every byte of it
+    Restore(backup::Restore),
     /// Print the OpenAPI document
     Openapi,
     /// Run one attempt at a job (started by the server)
@@ -54,6 +59,8 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Demo(demo) => demo.run(),
         Command::Predict(predict) => predict.run(),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
         Command::Openapi => openapi::run(),
         Command::Train(train) => return train.run(),
     };

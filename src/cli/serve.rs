@@ -35,23 +35,34 @@ impl Serve {
         runtime.block_on(async {
             let server = Server::start(&config).await?;
             tracing::info!(address = %server.url(), data_dir = %config.data_dir.display(), "ready");
-            stop_signal().await?;
-            tracing::info!("stopping: trainers save and leave");
-            server.stop().await;
+            let signal = stop_signal().await?;
+            if config.drain || signal == StopSignal::Interrupt {
+                server.drain().await;
+            } else {
+                server.leave().await;
+            }
             anyhow::Ok(())
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Why to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// SIGTERM, from a service manager: perhaps only for a restart.
+    Terminate,
+    /// Ctrl-C, from a person who means everything.
+    Interrupt,
+}
+
 /// Returns on SIGTERM or Ctrl-C.
-pub async fn stop_signal() -> std::io::Result<()> {
+pub async fn stop_signal() -> std::io::Result<StopSignal> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(tokio::select! {
+        _ = term.recv() => StopSignal::Terminate,
+        _ = interrupt.recv() => StopSignal::Interrupt,
+    })
 }

@@ -21,6 +21,7 @@ pub struct Server {
     address: SocketAddr,
     store: Store,
     worker: WorkerHandle,
+    draining: CancellationToken,
     shutdown: CancellationToken,
     http: JoinHandle<()>,
     stop_grace_ms: u64,
@@ -48,7 +49,7 @@ impl Server {
             worker_options(config, address)?,
             Arc::clone(&clock),
         );
-        let shutdown = CancellationToken::new();
+        let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let wake = worker.clone();
         let state = AppState {
             store: store.clone(),
@@ -62,6 +63,7 @@ impl Server {
                 heartbeat_ms: config.attempts.heartbeat_ms,
                 ..Limits::default()
             },
+            draining: draining.clone(),
             shutdown: shutdown.clone(),
             subscribers: Subscribers::default(),
             in_flight: InFlight::default(),
@@ -71,6 +73,7 @@ impl Server {
             address,
             store,
             worker,
+            draining,
             shutdown,
             http,
             stop_grace_ms: config.attempts.stop_grace_ms,
@@ -83,19 +86,52 @@ impl Server {
         format!("http://{}", reachable(self.address))
     }
 
-    /// Stops: trainers save and leave first, as their last messages need the API; then the API; then the
-    /// database.
-    pub async fn stop(self) {
-        self.worker
-            .shutdown(Shutdown::Stop {
-                grace_ms: self.stop_grace_ms,
-            })
-            .await;
+    /// Stops, and the trainers with it: they save and leave, and their jobs are queued again.
+    pub async fn drain(self) {
+        let trainers = self.open_attempts().await;
+        tracing::info!(trainers, "stopping: trainers save and leave");
+        self.draining.cancel();
+        let grace_ms = self.stop_grace_ms;
+        // Before the API: their last messages need it.
+        self.worker.shutdown(Shutdown::Stop { grace_ms }).await;
+        let left = self.open_attempts().await;
+        if left > 0 {
+            tracing::warn!(
+                trainers = left,
+                "trainers of an earlier server did not leave"
+            );
+        }
+        self.close().await;
+    }
+
+    /// Stops, and leaves the trainers running for the next server.
+    pub async fn leave(self) {
+        self.worker.shutdown(Shutdown::Leave).await;
+        let trainers = self.open_attempts().await;
+        tracing::info!(
+            trainers,
+            "stopping: trainers train on for the next server on this address and data directory"
+        );
+        self.close().await;
+    }
+
+    /// First the API, then the database under it.
+    async fn close(self) {
         self.shutdown.cancel();
         if let Err(error) = self.http.await {
             tracing::error!(%error, "the HTTP server ended badly");
         }
         self.store.close().await;
+    }
+
+    async fn open_attempts(&self) -> usize {
+        match self.store.open_attempts().await {
+            Ok(open) => open.len(),
+            Err(error) => {
+                tracing::error!(%error, "open attempts cannot be counted");
+                0
+            }
+        }
     }
 }
 

@@ -119,6 +119,10 @@ error_codes! {
     DataDirNotWritable = "data_dir_not_writable";
     /// Another server uses the data directory.
     DataDirLocked = "data_dir_locked";
+    /// A folder that was to be written anew holds something.
+    FolderNotEmpty = "folder_not_empty";
+    /// A backup is damaged or incomplete.
+    BackupInvalid = "backup_invalid";
     /// The configuration is wrong.
     ConfigInvalid = "config_invalid";
 }

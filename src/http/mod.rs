@@ -57,6 +57,8 @@ pub struct AppState {
     pub worker: Arc<dyn Fn() + Send + Sync>,
     /// Bounds.
     pub limits: Limits,
+    /// Cancelled when trainers are to save and leave because the server will stop.
+    pub draining: CancellationToken,
     /// Cancelled when the server begins to shut down; streams end then.
     pub shutdown: CancellationToken,
     /// Open event streams.

@@ -277,6 +277,8 @@ pub fn status_and_title(code: ErrorCode) -> (StatusCode, &'static str) {
         E::PortInUse => (S::INTERNAL_SERVER_ERROR, "The port is in use"),
         E::DataDirNotWritable => (S::INTERNAL_SERVER_ERROR, "Data directory not writable"),
         E::DataDirLocked => (S::INTERNAL_SERVER_ERROR, "Data directory in use"),
+        E::FolderNotEmpty => (S::INTERNAL_SERVER_ERROR, "The folder is not empty"),
+        E::BackupInvalid => (S::INTERNAL_SERVER_ERROR, "The backup is damaged"),
         E::ConfigInvalid => (S::INTERNAL_SERVER_ERROR, "The configuration is wrong"),
     }
 }

@@ -61,6 +61,7 @@ impl TestApp {
                 count.fetch_add(1, Ordering::SeqCst);
             }),
             limits,
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
             subscribers: Subscribers::default(),
             in_flight: InFlight::default(),

@@ -32,7 +32,7 @@ impl Store {
     }
 }
 
-async fn record(
+pub(super) async fn record(
     tx: &mut Tx,
     id: AttemptId,
     token_sha256: String,

@@ -11,6 +11,7 @@
 
 mod apply;
 mod attempts;
+mod backup;
 mod checkpoints;
 mod claim;
 mod datasets;
@@ -23,6 +24,7 @@ mod losses;
 mod metrics;
 mod queue;
 mod rows;
+mod spool;
 mod subscribers;
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,7 @@ use tokio::sync::watch;
 
 use crate::domain::{Clock, Ids, JobId};
 
+pub use backup::{DatabaseContents, check_database, copy_database};
 pub use error::StoreError;
 pub use types::{
     AttemptEnd, AttemptInput, ClaimedAttempt, Dataset, Idempotency, Job, JobPatch, MetricPoint,
@@ -144,13 +147,22 @@ impl Store {
     }
 }
 
+/// NORMAL loses acknowledged commits on power loss; group commit makes FULL affordable.
+fn synchronous() -> SqliteSynchronous {
+    // For the test that shows that it can see such a loss. Not in a release.
+    #[cfg(debug_assertions)]
+    if std::env::var_os("CHANDLER_TEST_SYNCHRONOUS").is_some_and(|mode| mode == "normal") {
+        return SqliteSynchronous::Normal;
+    }
+    SqliteSynchronous::Full
+}
+
 async fn open_writer(path: &Path) -> Result<SqliteConnection, StoreError> {
     let mut connection = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        // NORMAL loses acknowledged commits on power loss; group commit makes FULL affordable.
-        .synchronous(SqliteSynchronous::Full)
+        .synchronous(synchronous())
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
         .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT_BYTES)

@@ -5,6 +5,7 @@
 //!   wake-up, or every second
 //!      │
 //!      ├─ a trainer exited    → exit::verdict → the attempt ends, unless the trainer reported an end
+//!      ├─ adoption            → trainers of an earlier server that are gone
 //!      ├─ Rescuer::tick       → leases and time that ran out, cancels and pauses nobody followed, trainers that stay
 //!      └─ Dispatcher::tick    → free slot? claim the next queued job and start its trainer; again
 //! ```
@@ -13,6 +14,7 @@
 //! here: it goes to `store` through the attempt protocol, and the same guarded transitions decide who came
 //! first. [`reporter`] is the trainer's side of that protocol.
 
+mod adoption;
 mod dispatcher;
 pub mod entry;
 mod executor;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 pub use executor::{TOKEN_ENV, attempt_dir};
 pub use options::WorkerOptions;
@@ -44,6 +46,8 @@ const TICK_EVERY: Duration = Duration::from_secs(1);
 const EXIT_QUEUE: usize = 64;
 /// From SIGKILL until the kernel has really ended a process and its watcher said so.
 const KILL_SETTLES: Duration = Duration::from_secs(5);
+/// How often a stopping worker looks whether adopted trainers have left.
+const ADOPTED_POLL: Duration = Duration::from_millis(50);
 
 /// What happens to the trainers when the worker ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,8 @@ pub enum Shutdown {
     /// They train on and report to the next server, which adopts them.
     Leave,
     /// SIGTERM, and SIGKILL after `grace_ms`. Their jobs are queued again, without an attempt used, and go
-    /// on from their newest checkpoint. Trainers adopted from an earlier server are left alone.
+    /// on from their newest checkpoint. Trainers adopted from an earlier server are no children of this one:
+    /// the API asks them to leave, and here they are waited for.
     Stop { grace_ms: u64 },
 }
 
@@ -153,7 +158,10 @@ impl Worker {
                     let end = exit::verdict(&exit, &self.options.retry);
                     self.end(&exit, end).await;
                 }
-                _ = second.tick() => self.rescuer.tick().await,
+                _ = second.tick() => {
+                    self.end_orphans().await;
+                    self.rescuer.tick().await;
+                }
                 request = requests.recv() => {
                     // Without any handle left there is nobody to train for: leave.
                     let Some(request) = request else { return };
@@ -182,6 +190,7 @@ impl Worker {
     }
 
     async fn stop(&mut self, grace: Duration) {
+        let adopted_until = Instant::now() + grace;
         let mut waiting: HashSet<_> = self.executor.live().into_iter().collect();
         for attempt in &waiting {
             self.executor.stop(*attempt, grace);
@@ -198,6 +207,11 @@ impl Worker {
         // Those that left just before the stop are no longer live, but their exit may still wait here.
         while let Ok(exit) = self.exits.try_recv() {
             self.hand_back(&exit).await;
+        }
+        while Instant::now() < adopted_until
+            && matches!(self.store.open_attempts().await, Ok(open) if !open.is_empty())
+        {
+            sleep(ADOPTED_POLL).await;
         }
     }
 

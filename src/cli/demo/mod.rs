@@ -85,7 +85,7 @@ impl Demo {
                 code
             }
             Some(Err(error)) => {
-                server.stop().await;
+                server.drain().await;
                 return Err(error);
             }
             None => {
@@ -93,7 +93,7 @@ impl Demo {
                 ExitCode::from(130)
             }
         };
-        server.stop().await;
+        server.drain().await;
         Ok(code)
     }
 

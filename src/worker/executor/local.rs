@@ -21,12 +21,15 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Executor, TOKEN_ENV, attempt_dir, log_tail, oom};
 use crate::domain::{AttemptId, ErrorCode, JobError};
-use crate::store::ClaimedAttempt;
+use crate::store::{ClaimedAttempt, OpenAttempt};
 use crate::worker::exit::{ExitCause, TrainerExit};
 use crate::worker::options::WorkerOptions;
 
 /// Requests to stop that wait for a trainer's watcher. More say nothing new.
 const STOP_QUEUE: usize = 8;
+
+/// What the trainer prints, in the attempt's folder.
+const LOG_FILE: &str = "trainer.log";
 
 type Live = Arc<Mutex<HashMap<AttemptId, mpsc::Sender<Duration>>>>;
 
@@ -61,6 +64,9 @@ impl LocalExecutor {
     fn spawn(&self, claimed: &ClaimedAttempt, dir: &Path) -> io::Result<Child> {
         fs::create_dir_all(dir)?;
         let log = open_log(dir)?;
+        // The lock belongs to the open file, which the trainer inherits as its output. So the kernel keeps
+        // it for exactly as long as the trainer lives, and a later server can ask.
+        log.try_lock()?;
         let mut command = Command::new(&self.program);
         command
             .arg("train")
@@ -101,7 +107,7 @@ impl Executor for LocalExecutor {
             let exit = TrainerExit {
                 attempt_id: id,
                 cause,
-                log_tail: log_tail::read(&dir.join("trainer.log")),
+                log_tail: log_tail::read(&dir.join(LOG_FILE)),
                 oom_kill_seen: oom::kills() > oom_kills,
             };
             // Told before it is forgotten: who asks for the living in between still hears of the exit.
@@ -124,6 +130,15 @@ impl Executor for LocalExecutor {
 
     fn live(&self) -> Vec<AttemptId> {
         lock(&self.live).keys().copied().collect()
+    }
+
+    fn has_ended(&self, open: &OpenAttempt) -> bool {
+        let dir = attempt_dir(&self.data_dir, open.job_id, open.attempt);
+        match File::open(dir.join(LOG_FILE)) {
+            Ok(log) => log.try_lock_shared().is_ok(),
+            // Its server died before it could start it.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 }
 
@@ -169,7 +184,7 @@ fn open_log(dir: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
         .append(true)
-        .open(dir.join("trainer.log"))
+        .open(dir.join(LOG_FILE))
 }
 
 fn start_failed(error: io::Error) -> JobError {

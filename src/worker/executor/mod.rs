@@ -13,7 +13,7 @@ pub(super) use local::LocalExecutor;
 pub(super) use local::tests::write_script;
 
 use crate::domain::{AttemptId, JobError, JobId};
-use crate::store::ClaimedAttempt;
+use crate::store::{ClaimedAttempt, OpenAttempt};
 
 /// The attempt's token travels in this environment variable: arguments can be read by every user.
 pub const TOKEN_ENV: &str = "CHANDLER_ATTEMPT_TOKEN";
@@ -32,6 +32,11 @@ pub(super) trait Executor: Send + Sync + std::fmt::Debug {
 
     /// Trainers that have not ended.
     fn live(&self) -> Vec<AttemptId>;
+
+    /// Whether the trainer of this attempt, started by an earlier server, is known to be gone.
+    fn has_ended(&self, _attempt: &OpenAttempt) -> bool {
+        false
+    }
 }
 
 /// Where an attempt's `events.jsonl` and `trainer.log` lie.

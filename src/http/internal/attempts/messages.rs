@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 
 use super::{Caller, refusal};
-use crate::domain::{MessagesRequest, MessagesResponse};
+use crate::domain::{Command, MessagesRequest, MessagesResponse};
 use crate::http::AppState;
 use crate::http::extract::{body, invalid_json};
 use crate::http::problem::Problem;
@@ -19,7 +19,7 @@ pub async fn post_messages(
     let batch: MessagesRequest = serde_json::from_slice(&bytes).map_err(|e| invalid_json(&e))?;
     let (lease_ms, messages) = (state.limits.lease_ms, batch.messages);
     let ends = messages.iter().any(|m| m.event.is_final());
-    let answer = state
+    let mut answer = state
         .store
         .record_messages(caller.attempt, &caller.token, messages, lease_ms)
         .await
@@ -27,6 +27,10 @@ pub async fn post_messages(
     if ends {
         // A slot may be free now.
         (state.worker)();
+    }
+    // A trainer that an earlier server started is no child of this one: no signal, but this reaches it.
+    if state.draining.is_cancelled() && answer.command == Command::Continue {
+        answer.command = Command::Pause;
     }
     Ok(Json(answer))
 }
@@ -59,6 +63,23 @@ mod tests {
             .json();
         let kinds = events["data"].as_array().unwrap().iter();
         assert_eq!(kinds.filter(|e| e["type"] == "metrics").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_draining_server_asks_trainers_to_save_and_leave() {
+        let app = TestApp::start().await;
+        let job = app.queued_job().await;
+        let mut trainer = app.claim().await;
+        app.state.draining.cancel();
+        let answer = trainer
+            .report(vec![TestApp::metrics(1, &[("loss", 0.5)])])
+            .await;
+        assert_eq!(answer, json!({"acked_seq": 1, "command": "pause"}));
+        // A cancel says more than a pause.
+        let path = format!("/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
+        app.request("POST", &path, &[], "").await;
+        let answer = trainer.report(vec![]).await;
+        assert_eq!(answer["command"], "cancel");
     }
 
     #[tokio::test]

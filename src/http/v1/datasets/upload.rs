@@ -78,7 +78,10 @@ where
         .await
         .map_err(failed)?;
     let file = Unpublished(Some(path));
-    let mut out = tokio::fs::File::create(file.path()).await.map_err(failed)?;
+    // Not in the background: a request that is dropped while it waits would remove the file first, and then
+    // it would be created.
+    let out = File::create(file.path()).map_err(failed)?;
+    let mut out = tokio::fs::File::from_std(out);
     let (mut hash, mut size_bytes) = (Sha256::new(), 0u64);
     pin_mut!(chunks);
     while let Some(chunk) = chunks.next().await {
