@@ -21,6 +21,9 @@ use super::reporter::{Reporter, fetch_spec};
 /// How long the last messages may take to reach the server. While it is away the spool keeps them.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Before training begins, commands are looked at this often.
+const COMMAND_EVERY: Duration = Duration::from_millis(50);
+
 /// How long a hanging trainer waits for its last words to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,8 +83,17 @@ pub fn run(arguments: &TrainerArguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let reporting = Reporting { reporter, stop };
-    reporting.end(attempt(&spec, faults, &reporting))
+    let reporting = Reporting {
+        reporter,
+        stop,
+        preparing: AtomicBool::new(true),
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| reporting.leave_while_preparing());
+        let outcome = attempt(&spec, faults, &reporting);
+        reporting.preparing.store(false, Ordering::Release);
+        reporting.end(outcome)
+    })
 }
 
 /// Resolves the base model and trains. A panic in the engine becomes an error of the job.
@@ -137,10 +149,15 @@ fn base_model(hub: &Hub, name: &str, checkpoints_dir: &Path) -> Result<PathBuf, 
 struct Reporting {
     reporter: Reporter,
     stop: Arc<AtomicBool>,
+    /// Until training begins.
+    preparing: AtomicBool,
 }
 
 impl Observer for Reporting {
     fn event(&self, event: Event) {
+        if matches!(event, Event::Phase { phase } if phase == Phase::Training) {
+            self.preparing.store(false, Ordering::Release);
+        }
         self.reporter.event(event);
     }
 
@@ -157,6 +174,25 @@ impl Observer for Reporting {
 }
 
 impl Reporting {
+    /// Follows a cancel or a request to leave before training begins. Finding a model and tokenising a large
+    /// file may take minutes, look at no commands and leave nothing worth saving: so the process just goes.
+    fn leave_while_preparing(&self) {
+        while self.preparing.load(Ordering::Acquire) {
+            let outcome = match self.command() {
+                Command::Continue => {
+                    std::thread::sleep(COMMAND_EVERY);
+                    continue;
+                }
+                Command::Cancel => Outcome::Cancelled,
+                Command::Pause => Outcome::Paused,
+            };
+            if self.preparing.swap(false, Ordering::AcqRel) {
+                self.end(Ok(outcome));
+                std::process::exit(0);
+            }
+        }
+    }
+
     /// Reports how it ended.
     fn end(&self, outcome: Result<Outcome, JobError>) -> ExitCode {
         if self.reporter.is_fenced() {
@@ -167,7 +203,7 @@ impl Reporting {
             Ok(Outcome::Finished { model_step }) => Event::Succeeded { model_step },
             Ok(Outcome::Cancelled) => Event::Cancelled {},
             Ok(Outcome::Paused) => Event::Requeued {
-                reason: "the trainer was asked to leave; it saved a checkpoint".to_owned(),
+                reason: "the trainer was asked to leave".to_owned(),
             },
             Err(error) => {
                 tracing::error!(%error, "the job failed");
