@@ -5,7 +5,7 @@
 //! <data_dir>/
 //!   chandler.db  lock
 //!   datasets/<dataset_id>/data.<ext>
-//!   jobs/<job_id>/attempts/<n>/{events.jsonl,trainer.log}
+//!   jobs/<job_id>/attempts/<n>/{events.jsonl,trainer.log}   and `checkpoints`, a link: see `fence`
 //!   jobs/<job_id>/checkpoints/checkpoint-<step>/{manifest.json,…}
 //!   models/…                      base models fetched by `hub`
 //!   tmp/                          swept when a server starts
@@ -19,6 +19,7 @@ mod crash_tests;
 mod disk;
 mod durable;
 mod error;
+mod fence;
 mod layout;
 mod manifest;
 mod publish;

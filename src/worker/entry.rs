@@ -102,7 +102,7 @@ fn attempt(spec: &AttemptSpec, faults: Faults, observer: &Reporting) -> Result<O
         observer.phase(Phase::ResolvingModel);
         let data_dir = DataDir::at(&spec.data_dir);
         let hub = Hub::new(HubOptions::new(data_dir.clone(), HubEnv::from_process()));
-        let checkpoints_dir = data_dir.checkpoints_dir(spec.job_id);
+        let checkpoints_dir = data_dir.enter_checkpoints(spec.job_id, spec.attempt)?;
         let model_dir = base_model(&hub, &spec.spec.model, &checkpoints_dir)?;
         observer.log(
             LogLevel::Info,

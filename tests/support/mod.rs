@@ -1,10 +1,18 @@
 //! A server in a process of its own with a data directory that goes away, and what tests ask of it.
 
+pub mod database;
+pub mod lane;
+pub mod raw_http;
+pub mod submitters;
 pub mod tiny_bert;
+pub mod trainers;
 
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, Response};
@@ -23,16 +31,127 @@ pub fn chandler() -> Command {
         .env("HF_HOME", "/nonexistent")
         .env_remove("HF_HUB_CACHE")
         .env_remove("CHANDLER_CONFIG")
+        .env_remove("CHANDLER_DRAIN")
         .env("RUST_LOG", "info");
     command
 }
 
-/// A running server. Dropping it stops it and its trainers.
+/// How a server is to be started, again and again on the same data directory.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    pub data_dir: PathBuf,
+    pub slots: u32,
+    /// 0 for any.
+    pub port: u16,
+    /// Whether trainers leave when the server is told to stop.
+    pub drain: bool,
+    pub env: Vec<(String, String)>,
+}
+
+impl ServerOptions {
+    /// One slot, any port, and trainers that leave with their server: a test leaves no process behind.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            slots: 1,
+            port: 0,
+            drain: true,
+            env: Vec::new(),
+        }
+    }
+
+    pub fn slots(mut self, slots: u32) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// A port that is free now, the same one at every start: trainers find the next server there. Together
+    /// with `leave`, hold a [`Trainers`], which ends what is left.
+    pub fn fixed_port(mut self) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        self.port = free.local_addr().unwrap().port();
+        self
+    }
+
+    /// Trainers outlive the server.
+    pub fn leave(mut self) -> Self {
+        self.drain = false;
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = chandler();
+        command
+            .args(["serve", "--threads", "1", "--log-json"])
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--slots", &self.slots.to_string()])
+            .args(["--drain", if self.drain { "true" } else { "false" }])
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Starts the process and waits for nothing.
+    pub fn spawn(&self) -> Child {
+        let mut command = self.command();
+        command.stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Starts the server; it answers when this returns.
+    pub fn start(&self) -> TestServer {
+        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut seen = Vec::new();
+        let url = loop {
+            let Some(line) = lines.next() else {
+                panic!("the server ended before it was ready: {seen:?}");
+            };
+            let line = line.unwrap();
+            let entry: Value = serde_json::from_str(&line).unwrap_or_default();
+            if entry["message"] == "ready" {
+                break entry["address"].as_str().unwrap().to_owned();
+            }
+            seen.push(line);
+        };
+        // Read on, or the pipe fills up; what is worse than information is kept.
+        let log = Arc::new(Mutex::new(seen));
+        let kept = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if !line.contains("\"answered\"") {
+                    kept.lock().unwrap().push(line);
+                }
+            }
+        });
+        TestServer {
+            child,
+            url,
+            data_dir: self.data_dir.clone(),
+            http: Client::builder()
+                .timeout(Duration::from_secs(30))
+                .build()
+                .unwrap(),
+            log,
+            reader: Some(reader),
+            _temp: None,
+        }
+    }
+}
+
+/// A running server. Dropping it stops it.
 pub struct TestServer {
     child: Child,
     url: String,
     pub data_dir: PathBuf,
     pub http: Client,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
     _temp: Option<TempDir>,
 }
 
@@ -52,51 +171,38 @@ impl TestServer {
     /// A server with one slot that has these variables; its trainers inherit them.
     pub fn with_env(env: &[(&str, &str)]) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let mut server = Self::spawn(&temp.path().join("data"), 1, env);
+        let mut options = ServerOptions::new(&temp.path().join("data"));
+        for (name, value) in env {
+            options = options.env(name, value);
+        }
+        let mut server = options.start();
         server._temp = Some(temp);
         server
     }
 
     /// A server on a data directory that outlives it.
     pub fn in_dir(data_dir: &Path, slots: u32) -> Self {
-        Self::spawn(data_dir, slots, &[])
+        ServerOptions::new(data_dir).slots(slots).start()
     }
 
-    fn spawn(data_dir: &Path, slots: u32, env: &[(&str, &str)]) -> Self {
-        let mut child = chandler()
-            .envs(env.iter().copied())
-            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1"])
-            .arg("--slots")
-            .arg(slots.to_string())
-            .arg("--data-dir")
-            .arg(data_dir)
-            .arg("--log-json")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let url = loop {
-            let line = lines
-                .next()
-                .expect("the server ended before it was ready")
-                .unwrap();
-            let line: Value = serde_json::from_str(&line).unwrap_or_default();
-            if line["message"] == "ready" {
-                break line["address"].as_str().unwrap().to_owned();
-            }
-        };
-        // Keep the pipe from filling up.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            child,
-            url,
-            data_dir: data_dir.to_owned(),
-            http: Client::builder()
-                .timeout(Duration::from_secs(30))
-                .build()
-                .unwrap(),
-            _temp: None,
-        }
+    /// Where raw connections go.
+    pub fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("http://").parse().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lines of the server's log so far, without those of answered requests.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// SIGKILL; returns when the process is gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -187,9 +293,16 @@ impl TestServer {
     }
 
     /// Sends SIGTERM and waits for the end.
-    pub fn stop(mut self) -> std::process::ExitStatus {
+    pub fn stop(self) -> ExitStatus {
+        self.stop_and_log().0
+    }
+
+    /// Sends SIGTERM and waits for the end; answers the whole log, too.
+    pub fn stop_and_log(mut self) -> (ExitStatus, Vec<String>) {
         terminate(&self.child);
-        self.child.wait().unwrap()
+        let status = self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        (status, self.log())
     }
 }
 
@@ -199,6 +312,18 @@ impl Drop for TestServer {
             terminate(&self.child);
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Waits until `reached` answers something.
+pub fn await_some<T>(what: &str, mut reached: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = reached() {
+            return found;
+        }
+        assert!(started.elapsed() < JOB_TIMEOUT, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -78,8 +78,20 @@ async fn event_numbers_have_no_gaps_under_concurrency() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cancel_finish_and_death_race_to_exactly_one_end() {
+    race_to_the_end(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "lane: 1,000 races"]
+async fn lane_cancel_finish_and_death_race() {
+    let rounds = std::env::var("CHANDLER_LANE_COUNT").ok();
+    race_to_the_end(rounds.and_then(|n| n.parse().ok()).unwrap_or(1_000)).await;
+}
+
+async fn race_to_the_end(rounds: u32) {
     let f = Fixture::new().await;
-    for round in 0..20 {
+    let mut statuses = std::collections::HashMap::<Status, u32>::new();
+    for round in 0..rounds {
         let job = f.job().await.id;
         let claimed = f.claim().await;
         let mut racers = JoinSet::new();
@@ -111,8 +123,12 @@ async fn cancel_finish_and_death_race_to_exactly_one_end() {
             1,
             "round {round}: {kinds:?}"
         );
-        assert!(f.status(job).await.is_final());
+        let status = f.status(job).await;
+        assert_eq!(kinds.last().copied(), Some(status.as_str()));
+        *statuses.entry(status).or_default() += 1;
     }
+    println!("{rounds} races, each with one terminal event: {statuses:?}");
+    assert_eq!(statuses.values().sum::<u32>(), rounds);
 }
 
 #[tokio::test]
