@@ -27,17 +27,18 @@ impl Store {
         lease_ms: i64,
     ) -> Result<MessagesResponse, StoreError> {
         let token_sha256 = hash_token(token);
-        self.write(move |tx| Box::pin(record(tx, attempt, token_sha256, messages, lease_ms)))
+        self.write(move |tx| Box::pin(record(tx, attempt, token_sha256, messages, Some(lease_ms))))
             .await
     }
 }
 
+/// Without `lease_ms` the lease stays as it is.
 pub(super) async fn record(
     tx: &mut Tx,
     id: AttemptId,
     token_sha256: String,
     messages: Vec<Message>,
-    lease_ms: i64,
+    lease_ms: Option<i64>,
 ) -> Result<MessagesResponse, StoreError> {
     let mut attempt = Attempt::load(tx, id).await?.ok_or(StoreError::Fenced)?;
     attempt.check_token(&token_sha256)?;
@@ -62,13 +63,16 @@ pub(super) async fn record(
             break;
         }
     }
-    let result =
-        sqlx::query("UPDATE attempt SET acked_seq = ?2, lease_expires_at = ?3 WHERE id = ?1")
-            .bind(id.to_string())
-            .bind(to_i64(attempt.acked_seq))
-            .bind(tx.now.plus_ms(lease_ms).0)
-            .execute(&mut tx.conn)
-            .await?;
+    let result = sqlx::query(
+        "UPDATE attempt SET acked_seq = ?2, lease_expires_at = \
+                 CASE WHEN lease_expires_at < ?3 THEN ?3 ELSE lease_expires_at END \
+             WHERE id = ?1",
+    )
+    .bind(id.to_string())
+    .bind(to_i64(attempt.acked_seq))
+    .bind(lease_ms.map_or(0, |ms| tx.now.plus_ms(ms).0))
+    .execute(&mut tx.conn)
+    .await?;
     exactly_one(&result)?;
     Ok(answer(&attempt))
 }

@@ -33,6 +33,6 @@ async fn record_spooled(
         .await?
         .ok_or(StoreError::Fenced)?;
     let token_sha256: String = get(&row, "token_sha256")?;
-    let answer = record(tx, attempt, token_sha256, messages, 0).await?;
+    let answer = record(tx, attempt, token_sha256, messages, None).await?;
     Ok(answer.acked_seq)
 }

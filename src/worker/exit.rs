@@ -1,6 +1,7 @@
 //! What a trainer's exit means for its attempt.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 
@@ -40,6 +41,8 @@ impl fmt::Display for ExitCause {
 pub(super) struct TrainerExit {
     pub attempt_id: AttemptId,
     pub cause: ExitCause,
+    /// Where its spool lies.
+    pub dir: PathBuf,
     /// The last lines it printed.
     pub log_tail: String,
     /// The kernel's out-of-memory killer struck on this machine while it ran.
@@ -134,6 +137,7 @@ mod tests {
         TrainerExit {
             attempt_id: AttemptId(Uuid::nil()),
             cause,
+            dir: PathBuf::new(),
             log_tail: "thread panicked".to_owned(),
             oom_kill_seen: false,
         }

@@ -19,6 +19,7 @@ mod dispatcher;
 pub mod entry;
 mod executor;
 mod exit;
+mod leftovers;
 mod options;
 pub mod reporter;
 mod rescuer;
@@ -180,6 +181,10 @@ impl Worker {
     /// store cannot do it now, the lease runs out and the rescuer tries again.
     async fn end(&self, exit: &TrainerExit, end: AttemptEnd) {
         let attempt = exit.attempt_id;
+        if let Err(error) = leftovers::apply(&self.store, attempt, &exit.dir).await {
+            tracing::error!(%attempt, %error, "what a trainer left could not be applied");
+            return;
+        }
         match self.store.end_attempt(attempt, end).await {
             Ok(true) => {
                 tracing::warn!(%attempt, exit = %exit.cause, "trainer left without a report")

@@ -1,10 +1,12 @@
 //! Finds attempts that will not end by themselves.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::executor::Executor;
+use super::executor::{Executor, attempt_dir};
+use super::leftovers;
 use super::options::WorkerOptions;
 use crate::domain::{AttemptId, Clock, ErrorCode, JobError, LossCause, RetryPolicy, Timestamp};
 use crate::store::{AttemptEnd, Store, StoreError};
@@ -13,6 +15,7 @@ pub(super) struct Rescuer {
     store: Store,
     executor: Arc<dyn Executor>,
     clock: Arc<dyn Clock>,
+    data_dir: PathBuf,
     retry: RetryPolicy,
     cancel_grace_ms: i64,
     kill_after: Duration,
@@ -31,6 +34,7 @@ impl Rescuer {
             store,
             executor,
             clock,
+            data_dir: options.data_dir.clone(),
             retry: options.retry,
             cancel_grace_ms: options.cancel_grace_ms,
             kill_after: Duration::from_millis(options.kill_after_ms),
@@ -64,8 +68,18 @@ impl Rescuer {
         }
     }
 
+    async fn apply_leftovers(&self, attempt: AttemptId) -> Result<(), StoreError> {
+        let open = self.store.open_attempts().await?;
+        let Some(open) = open.iter().find(|open| open.attempt_id == attempt) else {
+            return Ok(());
+        };
+        let dir = attempt_dir(&self.data_dir, open.job_id, open.attempt);
+        leftovers::apply(&self.store, attempt, &dir).await
+    }
+
     async fn rescue_silent(&self) -> Result<(), StoreError> {
         for (attempt, job) in self.store.expired_attempts().await? {
+            self.apply_leftovers(attempt).await?;
             let end = self.silent();
             // Fence first: a trainer that wakes up between the two finds its attempt over.
             if self.store.end_expired_attempt(attempt, end).await? {

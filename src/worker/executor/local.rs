@@ -109,6 +109,7 @@ impl Executor for LocalExecutor {
                 cause,
                 log_tail: log_tail::read(&dir.join(LOG_FILE)),
                 oom_kill_seen: oom::kills() > oom_kills,
+                dir,
             };
             // Told before it is forgotten: who asks for the living in between still hears of the exit.
             exits.send(exit).await.ok();

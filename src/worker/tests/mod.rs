@@ -57,6 +57,7 @@ impl Executor for FakeExecutor {
                 attempt_id: attempt,
                 cause: exit::ExitCause::Signal(15),
                 log_tail: String::new(),
+                dir: std::path::PathBuf::new(),
                 oom_kill_seen: false,
             };
             exits.try_send(exit).unwrap();
@@ -371,6 +372,7 @@ async fn an_exit_that_waits_when_the_worker_stops_is_not_forgotten() {
         attempt_id: claimed.attempt_id,
         cause: exit::ExitCause::Code(0),
         log_tail: String::new(),
+        dir: std::path::PathBuf::new(),
         oom_kill_seen: false,
     };
     sender.try_send(exit).unwrap();

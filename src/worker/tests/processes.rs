@@ -59,3 +59,32 @@ async fn a_cancelled_trainer_that_dies_is_cancelled() {
     f.until(job, Status::Cancelled).await;
     worker.shutdown(Shutdown::Leave).await;
 }
+
+#[tokio::test]
+async fn what_a_killed_trainer_had_not_sent_is_found_in_its_spool() {
+    let f = Fixture::new().await;
+    let said = |seq, event| {
+        serde_json::to_string(&Message {
+            seq,
+            at: Timestamp(0),
+            event,
+        })
+        .unwrap()
+    };
+    let checkpoint = Event::Log {
+        level: crate::domain::LogLevel::Info,
+        message: "step 400".to_owned(),
+    };
+    let spool = [said(1, checkpoint), said(2, Event::Cancelled {})].join("\n");
+    script(
+        &f,
+        &format!("printf '%s' '{spool}' > events.jsonl; kill -9 $$"),
+    );
+    let job = f.job().await;
+    let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
+    f.until(job, Status::Cancelled).await;
+    let events = f.store.events(job, 0, 100).await.unwrap();
+    let kinds: Vec<_> = events.iter().map(|e| e.event.kind()).collect();
+    assert_eq!(kinds, ["queued", "started", "log", "cancelled"]);
+    worker.shutdown(Shutdown::Leave).await;
+}
