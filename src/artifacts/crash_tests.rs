@@ -366,11 +366,14 @@ fn a_power_cut_anywhere_leaves_the_last_reported_checkpoint_and_no_partial_one_i
     );
 }
 
+/// Whether a writer does this.
+type Kept = fn(&Op) -> bool;
+
 /// The controls: writers that leave out one kind of sync lose what they reported.
 #[test]
 fn a_writer_without_syncs_is_caught() {
     let work = work();
-    let without: [(&str, fn(&Op) -> bool); 3] = [
+    let without: [(&str, Kept); 3] = [
         ("fsync of files", |op| !matches!(op, Op::SyncFile(_))),
         ("fsync of folders", |op| !matches!(op, Op::SyncDir(_))),
         (

@@ -47,7 +47,7 @@ impl Buffer {
 fn zeros((rows, width): (usize, usize)) -> Result<Vec<f32>> {
     let none = |_| io::Error::from(io::ErrorKind::OutOfMemory);
     let mut values = Vec::new();
-    let len = rows.checked_mul(width).unwrap_or(usize::MAX);
+    let len = rows.saturating_mul(width);
     values.try_reserve_exact(len).map_err(none)?;
     values.resize(len, 0.0);
     Ok(values)

@@ -20,7 +20,7 @@ fn parse<E: Error>(raw: &RawValue) -> Result<f64, E> {
 
 /// One float.
 pub fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    parse(&*Box::<RawValue>::deserialize(from)?)
+    parse(&Box::<RawValue>::deserialize(from)?)
 }
 
 /// A float or `null`.
@@ -45,9 +45,9 @@ pub fn classes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ClassResult>, D
     let read = |mut fields: Fields| {
         Ok(ClassResult {
             label: other(&mut fields, "label")?,
-            precision: parse(&*field(&mut fields, "precision")?)?,
-            recall: parse(&*field(&mut fields, "recall")?)?,
-            f1: parse(&*field(&mut fields, "f1")?)?,
+            precision: parse(&field(&mut fields, "precision")?)?,
+            recall: parse(&field(&mut fields, "recall")?)?,
+            f1: parse(&field(&mut fields, "f1")?)?,
             support: other(&mut fields, "support")?,
         })
     };
@@ -61,7 +61,7 @@ pub fn classes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ClassResult>, D
 pub fn log<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<LogEntry>, D::Error> {
     let read = |mut fields: Fields| {
         Ok(LogEntry {
-            epoch: parse(&*field(&mut fields, "epoch")?)?,
+            epoch: parse(&field(&mut fields, "epoch")?)?,
             step: other(&mut fields, "step")?,
             values: fields
                 .into_iter()
