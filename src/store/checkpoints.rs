@@ -12,6 +12,8 @@ use crate::domain::{CheckpointRecord, Event, JobId};
 pub(super) const LIST: &str =
     "SELECT record, attempt, created_at FROM checkpoint WHERE job_id = ?1 ORDER BY step";
 
+const ONE: &str = "SELECT record FROM checkpoint WHERE job_id = ?1 AND step = ?2";
+
 impl Store {
     /// In order of step.
     pub async fn checkpoints(&self, job: JobId) -> Result<Vec<StoredCheckpoint>, StoreError> {
@@ -23,7 +25,9 @@ impl Store {
     }
 }
 
-/// A later attempt that takes the same step again replaces what the earlier one published.
+/// A later attempt that takes the same step again replaces what the earlier one published. A trainer that goes
+/// on from a checkpoint reports it once more, because the one before may have died before it could: if nothing
+/// about it is new, nothing happens.
 pub(super) async fn insert(
     tx: &mut Tx,
     job: JobId,
@@ -31,6 +35,18 @@ pub(super) async fn insert(
     origin: Origin,
     record: &CheckpointRecord,
 ) -> Result<(), StoreError> {
+    let row = sqlx::query(ONE)
+        .bind(job.to_string())
+        .bind(to_i64(record.step))
+        .fetch_optional(&mut tx.conn)
+        .await?;
+    if let Some(row) = row {
+        let known: CheckpointRecord = get_json(&row, "record")?;
+        // By their hashes: metrics may differ in the last digit after a way through JSON.
+        if known.files == record.files {
+            return Ok(());
+        }
+    }
     sqlx::query(
         "INSERT INTO checkpoint (job_id, step, attempt, record, created_at) \
          VALUES (?1, ?2, ?3, ?4, ?5) \

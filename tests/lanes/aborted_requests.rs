@@ -119,7 +119,7 @@ fn abort(address: SocketAddr, bytes: &[u8], random: &mut Random) {
     };
     // The server may have answered and closed already.
     let _ = stream.write_all(&bytes[..until]);
-    if random.next() % 2 == 0 {
+    if random.next().is_multiple_of(2) {
         std::thread::sleep(Duration::from_micros(random.between(0, 5_000)));
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::domain::{
-    Command, ErrorCode, JobError, LogLevel, LossCause, Phase, Progress, RetryPolicy,
+    Command, ErrorCode, FileRecord, JobError, LogLevel, LossCause, Phase, Progress, RetryPolicy,
 };
 
 fn died() -> JobError {
@@ -295,15 +295,26 @@ async fn leases_expire_unless_renewed() {
 async fn a_later_attempt_replaces_a_checkpoint_of_the_same_step() {
     let f = Fixture::new().await;
     let job = f.job().await.id;
-    for attempt in 1..=2 {
+    // The third finds what the second left and reports it again.
+    for (content, from) in [("a", 1), ("b", 2), ("b", 2)] {
         let claimed = f.claim().await;
-        let said = vec![message(1, Event::Checkpoint(checkpoint(5)))];
-        f.say(&claimed, said).await.unwrap();
+        let mut record = checkpoint(5);
+        record.files.push(FileRecord {
+            path: "model.safetensors".to_owned(),
+            size_bytes: 1,
+            sha256: content.repeat(64),
+        });
+        let said = vec![message(1, Event::Checkpoint(record.clone()))];
+        assert_eq!(f.say(&claimed, said).await.unwrap().acked_seq, 1);
         let kept = f.store.checkpoints(job).await.unwrap();
-        assert_eq!((kept.len(), kept[0].attempt), (1, attempt));
+        assert_eq!((kept.len(), kept[0].attempt), (1, from));
+        assert_eq!(kept[0].record, record);
         let id = claimed.attempt_id;
         f.store.end_attempt(id, requeue(9)).await.unwrap();
     }
+    let kinds = f.kinds(job).await;
+    let told = kinds.iter().filter(|kind| **kind == "checkpoint").count();
+    assert_eq!(told, 2);
 }
 
 #[tokio::test]
