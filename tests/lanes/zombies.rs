@@ -78,9 +78,8 @@ fn wake_the_dead(mut lane: Lane) {
         // Its successor trains: it has said so itself.
         await_some("a successor trains", || {
             let events = server.events(&job);
-            let said = |event: &Value| {
-                event["attempt"] == 2 && event["data"]["phase"] == "training"
-            };
+            let said =
+                |event: &Value| event["attempt"] == 2 && event["data"]["phase"] == "training";
             events.iter().any(said).then_some(())
         });
         let successor = trainers.of_attempt(&job, 2).expect("a successor runs");
