@@ -82,6 +82,7 @@ fn cut_again_and_again(mut lane: Lane, synchronous: &str) -> Losses {
         let journal = submitters.acknowledged();
         lazy.cut_power();
         let server = options.start();
+        submitters.finish();
         let database = options.data_dir.join("chandler.db");
         if integrity(&database) != ["ok"] {
             losses.unsound += 1;
@@ -92,10 +93,12 @@ fn cut_again_and_again(mut lane: Lane, synchronous: &str) -> Losses {
             let reply = connection.get(&format!("/v1/jobs/{id}")).unwrap();
             lost += usize::from(reply.status != 200);
         }
-        submitters.finish();
         losses.acknowledged += journal.len();
         losses.lost += lost;
         losses.cuts_with_loss += usize::from(lost > 0);
+        if cut % 10 == 9 {
+            println!("{} cuts: {losses:?}", cut + 1);
+        }
         server.stop();
     }
     let server = options.start();

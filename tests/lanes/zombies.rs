@@ -75,9 +75,12 @@ fn wake_the_dead(mut lane: Lane) {
         // Anywhere: in a step, in the middle of a checkpoint, in a request.
         std::thread::sleep(lane.random.millis(0, 500));
         kill(zombie, Signal::SIGSTOP).unwrap();
-        // Its successor trains.
-        server.wait_until(&job, |view| {
-            view["attempt"] == 2 && view["progress"]["global_step"].as_u64() > Some(0)
+        // Its successor trains: it has said so itself.
+        await_some("a successor trains", || {
+            let events = server.events(&job);
+            let said =
+                |event: &Value| event["attempt"] == 2 && event["data"]["phase"] == "training";
+            events.iter().any(said).then_some(())
         });
         let successor = trainers.of_attempt(&job, 2).expect("a successor runs");
         std::thread::sleep(lane.random.millis(0, 300));
@@ -125,6 +128,9 @@ fn wake_the_dead(mut lane: Lane) {
             );
         }
         fenced += 1;
+        if fenced % 10 == 0 {
+            println!("{fenced} fenced");
+        }
     }
     println!(
         "{} trainers stopped past their lease and continued: {fenced} fenced, {left} left; \
