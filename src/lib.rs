@@ -36,7 +36,7 @@
 //!
 //! 1. `POST /v1/jobs` → [`http`] parses it into a [`domain::JobSpec`], reporting every error at once.
 //! 2. [`store`] writes the job and its `queued` event in one transaction; then `201`, and the worker wakes.
-//! 3. The [`worker`]'s dispatcher claims the oldest queued job for a free slot: one guarded statement that
+//! 3. The [`worker`]'s dispatcher claims the next queued job for a free slot: one guarded statement that
 //!    makes it `running` and gives the attempt a token and a lease. The executor starts `chandler train`.
 //! 4. The trainer fetches its spec, asks [`hub`] for the base model, [`train`] does the rest:
 //!    [`data`] → [`models`] and [`heads`] → [`optim`], resuming from the newest sound checkpoint.

@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
+use crate::support::trainers::Trainers;
 use crate::support::{TestServer, reviews, spec, tiny_bert};
 
 fn tiny(server: &TestServer, name: &str) -> PathBuf {
@@ -257,6 +259,7 @@ fn a_trainer_killed_from_outside_fails_only_its_job() {
     body["training_args"]["num_train_epochs"] = json!(10_000);
     let id = server.job(&body);
     let waiting = server.job(&spec(&model, &dataset));
+    let trainers = Trainers::of(&server.data_dir);
     let mut killed = std::collections::BTreeSet::new();
     let job = loop {
         let view = server.wait_until(&id, |job| {
@@ -266,7 +269,11 @@ fn a_trainer_killed_from_outside_fails_only_its_job() {
         if view["status"] == "failed" {
             break view;
         }
-        killed.extend(kill_trainer(&id));
+        for trainer in trainers.of_job(&id) {
+            if kill(trainer, Signal::SIGKILL).is_ok() {
+                killed.insert(trainer);
+            }
+        }
         std::thread::sleep(std::time::Duration::from_millis(50));
     };
     assert_eq!(job["error"]["code"], "poisoned", "{job}");
@@ -274,26 +281,4 @@ fn a_trainer_killed_from_outside_fails_only_its_job() {
     assert!(message.contains("SIGKILL"), "{job}");
     assert_eq!(killed.len(), 3, "three trainers may die, no more");
     assert_eq!(server.wait(&waiting)["status"], "succeeded");
-}
-
-/// Kills the trainer of a job (found by its working directory); answers its process id.
-fn kill_trainer(job: &str) -> Option<i32> {
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else {
-            continue;
-        };
-        if cwd.components().any(|c| c.as_os_str() == job) {
-            let target = nix::unistd::Pid::from_raw(pid);
-            nix::sys::signal::kill(target, nix::sys::signal::Signal::SIGKILL).ok()?;
-            return Some(pid);
-        }
-    }
-    None
 }

@@ -47,7 +47,7 @@ fn hash_open(file: &mut File, path: &Path) -> Result<HashedFile, ArtifactError> 
 }
 
 /// SHA-256 of bytes in memory, 64 lower-case hexadecimal digits.
-pub(super) fn hash_bytes(bytes: &[u8]) -> String {
+pub fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
@@ -93,7 +93,7 @@ pub(super) fn remove_any(path: &Path) -> Result<(), ArtifactError> {
 
 /// Every regular file under `dir`, relative to it, sorted. A link or a device is refused: what a manifest
 /// lists must be in the folder itself.
-pub(super) fn files_under(dir: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
+pub fn files_under(dir: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {

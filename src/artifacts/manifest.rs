@@ -71,7 +71,7 @@ pub fn read(dir: &Path) -> Result<CheckpointRecord, ArtifactError> {
 }
 
 /// Whether a path stays below the folder it is joined to.
-pub(super) fn is_plain(path: &Path) -> bool {
+pub fn is_plain(path: &Path) -> bool {
     let mut parts = path.components().peekable();
     parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }

@@ -26,12 +26,14 @@ mod publish;
 mod retention;
 
 pub use disk::{Disk, DiskFile};
-pub use durable::{HashedFile, hash_file, replace_dir, sync_dir, sync_tree, write_file};
+pub use durable::{
+    HashedFile, files_under, hash_bytes, hash_file, replace_dir, sync_dir, sync_tree, write_file,
+};
 pub use error::{ArtifactError, free_bytes};
 pub use layout::{DataDir, DataDirLock};
 pub use manifest::{
-    MANIFEST_FILE, NewestValid, SkippedCheckpoint, list_steps, newest_valid, newest_valid_where,
-    read, verify,
+    MANIFEST_FILE, NewestValid, SkippedCheckpoint, is_plain, list_steps, newest_valid,
+    newest_valid_where, read, verify,
 };
 pub use publish::{CheckpointWriter, sweep_leftovers};
 pub use retention::{plan, remove};

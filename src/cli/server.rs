@@ -46,7 +46,7 @@ impl Server {
             .context("failed to open the database")?;
         let worker = Worker::start(
             store.clone(),
-            worker_options(config, address)?,
+            worker_options(config, &data_dir, address)?,
             Arc::clone(&clock),
         );
         let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
@@ -55,7 +55,7 @@ impl Server {
             store: store.clone(),
             clock,
             ids,
-            data_dir: std::fs::canonicalize(&config.data_dir)?,
+            data_dir: data_dir.root().to_owned(),
             worker: Arc::new(move || wake.wake()),
             limits: Limits {
                 slots: config.slots,
@@ -135,9 +135,11 @@ impl Server {
     }
 }
 
-fn worker_options(config: &Config, address: SocketAddr) -> anyhow::Result<WorkerOptions> {
-    // Trainers run in folders of their own.
-    let data_dir = std::fs::canonicalize(&config.data_dir)?;
+fn worker_options(
+    config: &Config,
+    data_dir: &DataDir,
+    address: SocketAddr,
+) -> anyhow::Result<WorkerOptions> {
     let url = format!("http://{}", reachable(address));
     Ok(WorkerOptions {
         slots: config.slots,
@@ -148,7 +150,7 @@ fn worker_options(config: &Config, address: SocketAddr) -> anyhow::Result<Worker
             max_attempts: config.attempts.max_attempts,
             ..RetryPolicy::default()
         },
-        ..WorkerOptions::new(data_dir, url, std::env::current_exe()?)
+        ..WorkerOptions::new(data_dir.clone(), url, std::env::current_exe()?)
     })
 }
 

@@ -25,15 +25,15 @@ macro_rules! select_attempt {
 const SELECT: &str = select_attempt!("WHERE attempt.id = ?1");
 pub(super) const OPEN: &str =
     "SELECT id, job_id, number FROM attempt WHERE ended_at IS NULL ORDER BY lease_expires_at";
-pub(super) const EXPIRED: &str = "SELECT id, job_id FROM attempt \
+pub(super) const EXPIRED: &str = "SELECT id, job_id, number FROM attempt \
      WHERE ended_at IS NULL AND lease_expires_at < ?1 ORDER BY lease_expires_at";
-pub(super) const OVERDUE_CANCELS: &str = "SELECT attempt.id, attempt.job_id \
+pub(super) const OVERDUE_CANCELS: &str = "SELECT attempt.id, attempt.job_id, attempt.number \
      FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
      WHERE job.cancel_requested_at < ?1";
-pub(super) const OVERDUE_PAUSES: &str = "SELECT attempt.id, attempt.job_id \
+pub(super) const OVERDUE_PAUSES: &str = "SELECT attempt.id, attempt.job_id, attempt.number \
      FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
      WHERE job.pause_requested_at < ?1";
-pub(super) const OVERRUN: &str = "SELECT id, job_id FROM attempt \
+pub(super) const OVERRUN: &str = "SELECT id, job_id, number FROM attempt \
      WHERE ended_at IS NULL AND deadline_at IS NOT NULL AND deadline_at <= ?1";
 
 impl Store {
@@ -77,27 +77,16 @@ impl Store {
     /// Attempts that have not ended: each holds a slot.
     pub async fn open_attempts(&self) -> Result<Vec<OpenAttempt>, StoreError> {
         let rows = sqlx::query(OPEN).fetch_all(self.readers()).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(OpenAttempt {
-                    attempt_id: get_parsed(row, "id")?,
-                    attempt: get_count(row, "number")?,
-                    job_id: get_parsed(row, "job_id")?,
-                })
-            })
-            .collect()
+        rows.iter().map(read_open).collect()
     }
 
     /// Attempts still open whose lease ran out before now.
-    pub async fn expired_attempts(&self) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
+    pub async fn expired_attempts(&self) -> Result<Vec<OpenAttempt>, StoreError> {
         self.attempts_before(EXPIRED, self.inner.clock.now()).await
     }
 
     /// Attempts still open although their job's cancel or pause was asked for more than `grace_ms` ago.
-    pub async fn overdue_stops(
-        &self,
-        grace_ms: i64,
-    ) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
+    pub async fn overdue_stops(&self, grace_ms: i64) -> Result<Vec<OpenAttempt>, StoreError> {
         let before = self.inner.clock.now().plus_ms(-grace_ms);
         let mut overdue = self.attempts_before(OVERDUE_CANCELS, before).await?;
         overdue.extend(self.attempts_before(OVERDUE_PAUSES, before).await?);
@@ -105,7 +94,7 @@ impl Store {
     }
 
     /// Attempts still open although their job's time is used up.
-    pub async fn overrun_attempts(&self) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
+    pub async fn overrun_attempts(&self) -> Result<Vec<OpenAttempt>, StoreError> {
         self.attempts_before(OVERRUN, self.inner.clock.now()).await
     }
 
@@ -113,14 +102,12 @@ impl Store {
         &self,
         sql: &'static str,
         before: Timestamp,
-    ) -> Result<Vec<(AttemptId, JobId)>, StoreError> {
+    ) -> Result<Vec<OpenAttempt>, StoreError> {
         let rows = sqlx::query(sql)
             .bind(before.0)
             .fetch_all(self.readers())
             .await?;
-        rows.iter()
-            .map(|row| Ok((get_parsed(row, "id")?, get_parsed(row, "job_id")?)))
-            .collect()
+        rows.iter().map(read_open).collect()
     }
 
     /// Gives every open attempt at least `lease_ms` from now. For a server that was away: its trainers
@@ -140,6 +127,14 @@ impl Store {
         })
         .await
     }
+}
+
+fn read_open(row: &SqliteRow) -> Result<OpenAttempt, StoreError> {
+    Ok(OpenAttempt {
+        attempt_id: get_parsed(row, "id")?,
+        attempt: get_count(row, "number")?,
+        job_id: get_parsed(row, "job_id")?,
+    })
 }
 
 /// An attempt's row, as far as transitions need it.

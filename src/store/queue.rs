@@ -1,15 +1,14 @@
 //! Where a queued job stands, and what a guess at its start is made from.
 
 use super::rows::{get, get_count, get_json_or_null};
-use super::types::QueueLoad;
+use super::types::{Job, QueueLoad};
 use super::{Store, StoreError};
-use crate::domain::{JobId, Progress};
+use crate::domain::{Progress, Status};
 
 /// Positions are counted up to here: beyond, nobody minds the exact number, and counting it for every job of
 /// a page would cost as much as the queue is long.
 const COUNTED: u32 = 1000;
 
-pub(super) const PRIORITY: &str = "SELECT priority FROM job WHERE id = ?1 AND status = 'queued'";
 pub(super) const HIGHER: &str = "SELECT COUNT(*) AS ahead FROM (\
          SELECT 1 FROM job WHERE status = 'queued' AND priority > ?1 LIMIT ?2)";
 pub(super) const OLDER: &str = "SELECT COUNT(*) AS ahead FROM (\
@@ -22,19 +21,16 @@ pub(super) const RECENT: &str = "SELECT AVG(took_ms) AS mean_ms FROM (\
 
 impl Store {
     /// 1 for the next job to be claimed; `None` unless queued, and beyond the first thousand.
-    pub async fn queue_position(&self, id: JobId) -> Result<Option<u64>, StoreError> {
-        let row = sqlx::query(PRIORITY)
-            .bind(id.to_string())
-            .fetch_optional(self.readers())
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let priority: i32 = get(&row, "priority")?;
+    pub async fn queue_position(&self, job: &Job) -> Result<Option<u64>, StoreError> {
+        if job.status != Status::Queued {
+            return Ok(None);
+        }
         let mut ahead: u64 = 0;
         for sql in [HIGHER, OLDER] {
             let row = sqlx::query(sql)
-                .bind(priority)
+                .bind(job.spec.priority)
                 .bind(COUNTED)
-                .bind(id.to_string())
+                .bind(job.id.to_string())
                 .fetch_one(self.readers())
                 .await?;
             ahead += get_count::<u64>(&row, "ahead")?;

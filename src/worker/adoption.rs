@@ -1,7 +1,6 @@
 //! Trainers that an earlier server started. They report to this one as if nothing had happened; all there
 //! is to do is to notice when one is gone, as it is nobody's child here whose exit could be waited for.
 
-use super::executor::attempt_dir;
 use super::{Worker, exit, leftovers};
 use crate::domain::{ErrorCode, JobError, LossCause};
 use crate::store::{AttemptEnd, OpenAttempt, StoreError};
@@ -39,8 +38,7 @@ impl Worker {
     }
 
     async fn end_orphan(&self, orphan: &OpenAttempt) -> Result<(), StoreError> {
-        let dir = attempt_dir(&self.options.data_dir, orphan.job_id, orphan.attempt);
-        leftovers::apply(&self.store, orphan.attempt_id, &dir).await?;
+        leftovers::apply_of(&self.store, &self.options.data_dir, orphan).await?;
         let end = AttemptEnd::Lost {
             cause: LossCause::Died,
             error: JobError::new(

@@ -41,8 +41,8 @@ impl fmt::Display for ExitCause {
 pub(super) struct TrainerExit {
     pub attempt_id: AttemptId,
     pub cause: ExitCause,
-    /// Where its spool lies.
-    pub dir: PathBuf,
+    /// Its messages, sent or not.
+    pub spool: PathBuf,
     /// The last lines it printed.
     pub log_tail: String,
     /// The kernel's out-of-memory killer struck on this machine while it ran.
@@ -137,7 +137,7 @@ mod tests {
         TrainerExit {
             attempt_id: AttemptId(Uuid::nil()),
             cause,
-            dir: PathBuf::new(),
+            spool: PathBuf::new(),
             log_tail: "thread panicked".to_owned(),
             oom_kill_seen: false,
         }

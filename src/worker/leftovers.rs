@@ -8,15 +8,30 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
 
+use crate::artifacts::DataDir;
 use crate::domain::{AttemptId, Message};
-use crate::store::{Store, StoreError};
+use crate::store::{OpenAttempt, Store, StoreError};
 
 /// Messages applied in one transaction.
 const BATCH: usize = 500;
 
-/// Applies what the spool in `dir` holds and the server has not seen. An attempt that is over needs none of it.
-pub(super) async fn apply(store: &Store, attempt: AttemptId, dir: &Path) -> Result<(), StoreError> {
-    match replay(store, attempt, &dir.join("events.jsonl")).await {
+/// As [`apply`], for an attempt whose spool lies where this machine's trainers have theirs.
+pub(super) async fn apply_of(
+    store: &Store,
+    data_dir: &DataDir,
+    open: &OpenAttempt,
+) -> Result<(), StoreError> {
+    let spool = data_dir.events_file(open.job_id, open.attempt);
+    apply(store, open.attempt_id, &spool).await
+}
+
+/// Applies what `spool` holds and the server has not seen. An attempt that is over needs none of it.
+pub(super) async fn apply(
+    store: &Store,
+    attempt: AttemptId,
+    spool: &Path,
+) -> Result<(), StoreError> {
+    match replay(store, attempt, spool).await {
         Ok(0) | Err(StoreError::Fenced) => Ok(()),
         Ok(messages) => {
             tracing::info!(%attempt, messages, "what a trainer had not sent was found");

@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
-pub use executor::{TOKEN_ENV, attempt_dir};
+pub use executor::TOKEN_ENV;
 pub use options::WorkerOptions;
 
 use dispatcher::{Dispatcher, Tick};
@@ -181,7 +181,7 @@ impl Worker {
     /// store cannot do it now, the lease runs out and the rescuer tries again.
     async fn end(&self, exit: &TrainerExit, end: AttemptEnd) {
         let attempt = exit.attempt_id;
-        if let Err(error) = leftovers::apply(&self.store, attempt, &exit.dir).await {
+        if let Err(error) = leftovers::apply(&self.store, attempt, &exit.spool).await {
             tracing::error!(%attempt, %error, "what a trainer left could not be applied");
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::artifacts::DataDir;
 use crate::domain::RetryPolicy;
 
 /// How the worker behaves.
@@ -10,7 +11,7 @@ pub struct WorkerOptions {
     /// Trainers at a time; 0 trains nothing.
     pub slots: u32,
     /// The server's data directory.
-    pub data_dir: PathBuf,
+    pub data_dir: DataDir,
     /// Where trainers reach this server, such as `http://127.0.0.1:8080`.
     pub server_url: String,
     /// The program whose `train` subcommand is the trainer: this executable.
@@ -31,7 +32,7 @@ pub struct WorkerOptions {
 
 impl WorkerOptions {
     /// One slot, and times that suit one machine.
-    pub fn new(data_dir: PathBuf, server_url: String, trainer_program: PathBuf) -> Self {
+    pub fn new(data_dir: DataDir, server_url: String, trainer_program: PathBuf) -> Self {
         Self {
             slots: 1,
             data_dir,

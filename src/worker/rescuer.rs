@@ -1,13 +1,13 @@
 //! Finds attempts that will not end by themselves.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::executor::{Executor, attempt_dir};
+use super::executor::Executor;
 use super::leftovers;
 use super::options::WorkerOptions;
+use crate::artifacts::DataDir;
 use crate::domain::{AttemptId, Clock, ErrorCode, JobError, LossCause, RetryPolicy, Timestamp};
 use crate::store::{AttemptEnd, Store, StoreError};
 
@@ -15,7 +15,7 @@ pub(super) struct Rescuer {
     store: Store,
     executor: Arc<dyn Executor>,
     clock: Arc<dyn Clock>,
-    data_dir: PathBuf,
+    data_dir: DataDir,
     retry: RetryPolicy,
     cancel_grace_ms: i64,
     kill_after: Duration,
@@ -68,22 +68,13 @@ impl Rescuer {
         }
     }
 
-    async fn apply_leftovers(&self, attempt: AttemptId) -> Result<(), StoreError> {
-        let open = self.store.open_attempts().await?;
-        let Some(open) = open.iter().find(|open| open.attempt_id == attempt) else {
-            return Ok(());
-        };
-        let dir = attempt_dir(&self.data_dir, open.job_id, open.attempt);
-        leftovers::apply(&self.store, attempt, &dir).await
-    }
-
     async fn rescue_silent(&self) -> Result<(), StoreError> {
-        for (attempt, job) in self.store.expired_attempts().await? {
-            self.apply_leftovers(attempt).await?;
-            let end = self.silent();
+        for open in self.store.expired_attempts().await? {
+            leftovers::apply_of(&self.store, &self.data_dir, &open).await?;
+            let (attempt, end) = (open.attempt_id, self.silent());
             // Fence first: a trainer that wakes up between the two finds its attempt over.
             if self.store.end_expired_attempt(attempt, end).await? {
-                tracing::warn!(%job, %attempt, "trainer stopped answering");
+                tracing::warn!(job = %open.job_id, %attempt, "trainer stopped answering");
                 self.executor.stop(attempt, Duration::ZERO);
             }
         }
@@ -91,8 +82,10 @@ impl Rescuer {
     }
 
     async fn end_overrun(&self) -> Result<(), StoreError> {
-        for (attempt, job) in self.store.overrun_attempts().await? {
-            tracing::warn!(%job, %attempt, "the job's time is used up");
+        for open in self.store.overrun_attempts().await? {
+            let attempt = open.attempt_id;
+            tracing::warn!(job = %open.job_id, %attempt, "the job's time is used up");
+            leftovers::apply_of(&self.store, &self.data_dir, &open).await?;
             let end = AttemptEnd::Fail(overrun());
             if self.store.end_attempt(attempt, end).await? {
                 self.executor.stop(attempt, Duration::ZERO);
@@ -102,12 +95,14 @@ impl Rescuer {
     }
 
     async fn enforce_stops(&self) -> Result<(), StoreError> {
-        for (attempt, job) in self.store.overdue_stops(self.cancel_grace_ms).await? {
+        for open in self.store.overdue_stops(self.cancel_grace_ms).await? {
+            let attempt = open.attempt_id;
             if self.executor.stop(attempt, self.kill_after) {
                 continue; // Its exit ends the attempt.
             }
             // Not our child: all we can do is to fence it, and its next message stops it.
-            tracing::warn!(%job, %attempt, "a trainer did not follow a cancel or a pause");
+            tracing::warn!(job = %open.job_id, %attempt, "a trainer did not follow a cancel or a pause");
+            leftovers::apply_of(&self.store, &self.data_dir, &open).await?;
             self.store.end_attempt(attempt, self.silent()).await?;
         }
         Ok(())

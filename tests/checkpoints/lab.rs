@@ -11,6 +11,7 @@ use chandler::faults::Faults;
 use chandler::train::{self, Observer, Outcome, TrainJob};
 use serde_json::{Value, json};
 
+pub use crate::support::lane::Random;
 use crate::support::{reviews, tiny_bert};
 
 /// A folder with a model, one without dropout, and a dataset.
@@ -189,26 +190,4 @@ pub fn lane(count: usize) -> (usize, u64) {
     let seed = of("CHANDLER_LANE_SEED").unwrap_or(1);
     println!("count {count}, seed {seed}");
     (count, seed)
-}
-
-/// SplitMix64.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    /// At least 0, below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
 }

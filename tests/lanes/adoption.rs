@@ -12,7 +12,7 @@ use crate::support::lane::Lane;
 use crate::support::trainers::{Trainers, is_alive};
 use crate::support::{ServerOptions, TestServer, await_some, reviews, spec, tiny_bert};
 
-/// A job long enough to outlive a server or two.
+/// A job long enough to outlive a server or two, also where a step takes half a millisecond.
 fn long_job(server: &TestServer, epochs: u32) -> Value {
     let model = server.data_dir.join("tiny");
     tiny_bert::write(&model);
@@ -84,7 +84,7 @@ fn kill_servers_under_a_trainer(mut lane: Lane) {
         .leave();
     let trainers = Trainers::of(&options.data_dir);
     let mut server = options.start();
-    let epochs = 60 + 40 * u32::try_from(lane.count).unwrap();
+    let epochs = 400 + 40 * u32::try_from(lane.count).unwrap();
     let body = long_job(&server, epochs);
     let undisturbed = server.job(&body);
     let expected = server.wait(&undisturbed);
@@ -147,7 +147,7 @@ fn the_spool_of_a_trainer_that_ended_alone_is_applied() {
         .leave();
     let trainers = Trainers::of(&options.data_dir);
     let server = options.start();
-    let job = server.job(&long_job(&server, 60));
+    let job = server.job(&long_job(&server, 300));
     steps_reached(&server, &job, 10);
     let trainer = trainers.of_attempt(&job, 1).expect("a trainer runs");
     server.kill();
@@ -175,7 +175,7 @@ fn sigterm_leaves_trainers_and_draining_reaches_adopted_ones() {
         .leave();
     let trainers = Trainers::of(&leaving.data_dir);
     let server = leaving.start();
-    let body = long_job(&server, 150);
+    let body = long_job(&server, 500);
     let job = server.job(&body);
     steps_reached(&server, &job, 10);
     let trainer = trainers.of_attempt(&job, 1).expect("a trainer runs");
@@ -227,7 +227,7 @@ fn a_trainer_that_died_with_its_server_is_replaced_at_once() {
         .env("CHANDLER_LEASE_MS", 3_600_000);
     let trainers = Trainers::of(&options.data_dir);
     let server = options.start();
-    let job = server.job(&long_job(&server, 60));
+    let job = server.job(&long_job(&server, 300));
     steps_reached(&server, &job, 10);
     server.kill();
     for pid in trainers.pids() {

@@ -18,6 +18,11 @@ impl Trainers {
         self.matching(&self.0.join("jobs"))
     }
 
+    /// Those of this job.
+    pub fn of_job(&self, job: &str) -> Vec<Pid> {
+        self.matching(&self.0.join("jobs").join(job))
+    }
+
     /// The one of this attempt, if it runs.
     pub fn of_attempt(&self, job: &str, attempt: u32) -> Option<Pid> {
         let dir = self.0.join("jobs").join(job).join("attempts");

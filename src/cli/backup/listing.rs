@@ -1,14 +1,13 @@
 //! `backup.json`: every file of a backup with its length and hash, and its own hash.
 
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
-use super::{failed, invalid};
-use crate::artifacts::{hash_file, write_file};
+use super::invalid;
+use crate::artifacts::{files_under, hash_bytes, hash_file, is_plain, write_file};
 use crate::domain::{Clock, FileRecord, JobError, SystemClock, Timestamp};
 
 const NAME: &str = "backup.json";
@@ -37,8 +36,8 @@ pub(super) struct Listing {
 /// Hashes everything in `folder` and writes the list beside it.
 pub(super) fn write(folder: &Path, with_files: bool) -> Result<Listing, JobError> {
     let mut files = Vec::new();
-    for path in files_under(folder)? {
-        let relative = path.strip_prefix(folder).unwrap_or(&path);
+    for relative in files_under(folder)? {
+        let path = folder.join(&relative);
         let name = relative
             .to_str()
             .ok_or_else(|| invalid(&path, "the name is not UTF-8"))?;
@@ -60,7 +59,7 @@ pub(super) fn write(folder: &Path, with_files: bool) -> Result<Listing, JobError
         let raw = serde_json::value::to_raw_value(&listing)?;
         serde_json::to_vec(&Sealed {
             format_version: FORMAT_VERSION,
-            listing_sha256: hash(raw.get()),
+            listing_sha256: hash_bytes(raw.get().as_bytes()),
             listing: raw,
         })
     };
@@ -77,39 +76,17 @@ pub(super) fn read(folder: &Path) -> Result<Listing, JobError> {
         let version = sealed.format_version;
         return Err(invalid(&path, format!("unknown format {version}")));
     }
-    if hash(sealed.listing.get()) != sealed.listing_sha256 {
+    if hash_bytes(sealed.listing.get().as_bytes()) != sealed.listing_sha256 {
         return Err(invalid(&path, "the list does not match its own hash"));
     }
     let listing: Listing =
         serde_json::from_str(sealed.listing.get()).map_err(|e| invalid(&path, e))?;
-    match listing.files.iter().find(|file| !is_below(&file.path)) {
+    match listing
+        .files
+        .iter()
+        .find(|file| !is_plain(Path::new(&file.path)))
+    {
         Some(file) => Err(invalid(&path, format!("lists `{}`", file.path))),
         None => Ok(listing),
     }
-}
-
-fn is_below(path: &str) -> bool {
-    let mut parts = Path::new(path).components().peekable();
-    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
-}
-
-fn hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn files_under(folder: &Path) -> Result<Vec<PathBuf>, JobError> {
-    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder).and_then(|all| all.collect::<Result<Vec<_>, _>>());
-        for entry in entries.map_err(|e| failed("list", &folder, e))? {
-            if entry.path().is_dir() {
-                folders.push(entry.path());
-            } else {
-                found.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }

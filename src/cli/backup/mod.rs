@@ -22,8 +22,6 @@ use crate::store;
 use collect::Collector;
 pub use restore::Restore;
 
-const DATABASE: &str = "chandler.db";
-
 /// Copy the database of a server, running or stopped, to a new folder
 #[derive(Args, Debug)]
 pub struct Backup {
@@ -50,7 +48,7 @@ impl Backup {
             .map_err(|e| failed("open", &self.data_dir, e))?;
         must_be_new(&self.dest)?;
         let folder = NewFolder::beside(&self.dest)?;
-        let contents = database(&data_dir.database(), &folder.path().join(DATABASE))?;
+        let contents = database(&data_dir.database(), &DataDir::at(folder.path()).database())?;
         let gone = Collector::new(&data_dir, folder.path(), self.with_files).collect(&contents)?;
         let listing = listing::write(folder.path(), self.with_files)?;
         folder.publish(&self.dest)?;

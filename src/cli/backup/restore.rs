@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{DATABASE, NewFolder, block_on, collect, invalid, listing, must_be_new};
-use crate::artifacts::hash_file;
+use super::{NewFolder, block_on, collect, invalid, listing, must_be_new};
+use crate::artifacts::{DataDir, hash_file};
 use crate::domain::{FileRecord, JobError};
 use crate::store::{self, DatabaseContents};
 
@@ -29,7 +29,7 @@ impl Restore {
         for file in &listing.files {
             restore(&self.source, folder.path(), file)?;
         }
-        let contents = check(&self.source, &folder.path().join(DATABASE))?;
+        let contents = check(&self.source, &DataDir::at(folder.path()).database())?;
         folder.publish(&self.data_dir)?;
         println!("backup of    {}", listing.created_at.to_rfc3339());
         println!("jobs         {}", contents.jobs);
@@ -68,6 +68,6 @@ fn restore(source: &Path, dest: &Path, file: &FileRecord) -> Result<(), JobError
 fn check(source: &Path, database: &Path) -> anyhow::Result<DatabaseContents> {
     block_on(async {
         let checked = store::check_database(database).await;
-        Ok(checked.map_err(|error| invalid(&source.join(DATABASE), error))?)
+        Ok(checked.map_err(|error| invalid(&DataDir::at(source).database(), error))?)
     })
 }

@@ -19,6 +19,14 @@ fn requeue(max_attempts: u32) -> AttemptEnd {
     }
 }
 
+fn open(claimed: &ClaimedAttempt) -> OpenAttempt {
+    OpenAttempt {
+        attempt_id: claimed.attempt_id,
+        attempt: claimed.attempt,
+        job_id: claimed.job_id,
+    }
+}
+
 fn log(text: &str) -> Event {
     Event::Log {
         level: LogLevel::Info,
@@ -220,7 +228,7 @@ async fn a_cancel_reaches_the_trainer_and_takes_effect_once() {
     f.clock.advance_ms(11);
     f.store.cancel_job(job).await.unwrap();
     let overdue = f.store.overdue_stops(10).await.unwrap();
-    assert_eq!(overdue, [(claimed.attempt_id, job)]);
+    assert_eq!(overdue, [open(&claimed)]);
     let answer = f.say(&claimed, vec![]).await.unwrap();
     assert_eq!(answer.command, Command::Cancel);
     let last = vec![message(1, Event::Cancelled {})];
@@ -277,7 +285,7 @@ async fn leases_expire_unless_renewed() {
     assert_eq!(f.store.expired_attempts().await.unwrap(), []);
     f.clock.advance_ms(1);
     let expired = f.store.expired_attempts().await.unwrap();
-    assert_eq!(expired, [(id, claimed.job_id)]);
+    assert_eq!(expired, [open(&claimed)]);
     // It was only slow: its next message renews the lease, and the rescuer comes too late.
     f.say(&claimed, vec![]).await.unwrap();
     assert!(!f.store.end_expired_attempt(id, requeue(3)).await.unwrap());
@@ -421,7 +429,7 @@ async fn time_that_ran_is_counted_over_attempts_and_waiting_is_not() {
     assert_eq!(f.store.overrun_attempts().await.unwrap(), []);
     f.clock.advance_ms(1);
     let overrun = f.store.overrun_attempts().await.unwrap();
-    assert_eq!(overrun, [(second.attempt_id, second.job_id)]);
+    assert_eq!(overrun, [open(&second)]);
 }
 
 #[tokio::test]
@@ -436,7 +444,7 @@ async fn a_pause_takes_effect_however_the_attempt_ends_and_a_cancel_wins() {
     f.store.pause_job(job).await.unwrap();
     f.clock.advance_ms(11);
     let overdue = f.store.overdue_stops(10).await.unwrap();
-    assert_eq!(overdue, [(claimed.attempt_id, job)]);
+    assert_eq!(overdue, [open(&claimed)]);
     f.say(&claimed, report(gave_back.clone())).await.unwrap();
     assert_eq!(f.status(job).await, Status::Paused);
 

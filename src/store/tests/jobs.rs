@@ -2,6 +2,11 @@ use uuid::Uuid;
 
 use super::*;
 
+async fn position(f: &Fixture, id: JobId) -> Option<u64> {
+    let job = f.store.job(id).await.unwrap().unwrap();
+    f.store.queue_position(&job).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_job_is_read_back_as_it_was_created() {
     let f = Fixture::new().await;
@@ -53,11 +58,11 @@ async fn jobs_are_listed_newest_first_in_pages() {
         ids[2..4]
     );
     // Oldest first in the queue.
-    assert_eq!(f.store.queue_position(ids[4]).await.unwrap(), Some(1));
-    assert_eq!(f.store.queue_position(ids[0]).await.unwrap(), Some(4));
-    assert_eq!(f.store.queue_position(ids[1]).await.unwrap(), None);
+    assert_eq!(position(&f, ids[4]).await, Some(1));
+    assert_eq!(position(&f, ids[0]).await, Some(4));
+    assert_eq!(position(&f, ids[1]).await, None);
     assert_eq!(f.claim().await.job_id, ids[4]);
-    assert_eq!(f.store.queue_position(ids[0]).await.unwrap(), Some(3));
+    assert_eq!(position(&f, ids[0]).await, Some(3));
 }
 
 #[tokio::test]

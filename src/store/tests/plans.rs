@@ -5,11 +5,10 @@ use sqlx::Row;
 use super::*;
 use crate::store::{attempts, checkpoints, claim, datasets, events, jobs, metrics, queue};
 
-const HOT: [&str; 20] = [
+const HOT: [&str; 19] = [
     jobs::SELECT,
     jobs::LIST,
     jobs::LIST_BY_STATUS,
-    queue::PRIORITY,
     queue::HIGHER,
     queue::OLDER,
     queue::RUNNING,

@@ -19,7 +19,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Executor, TOKEN_ENV, attempt_dir, log_tail, oom};
+use super::{Executor, TOKEN_ENV, log_tail, oom};
+use crate::artifacts::DataDir;
 use crate::domain::{AttemptId, ErrorCode, JobError};
 use crate::store::{ClaimedAttempt, OpenAttempt};
 use crate::worker::exit::{ExitCause, TrainerExit};
@@ -28,16 +29,13 @@ use crate::worker::options::WorkerOptions;
 /// Requests to stop that wait for a trainer's watcher. More say nothing new.
 const STOP_QUEUE: usize = 8;
 
-/// What the trainer prints, in the attempt's folder.
-const LOG_FILE: &str = "trainer.log";
-
 type Live = Arc<Mutex<HashMap<AttemptId, mpsc::Sender<Duration>>>>;
 
 #[derive(Debug)]
 pub(crate) struct LocalExecutor {
     program: PathBuf,
     server_url: String,
-    data_dir: PathBuf,
+    data_dir: DataDir,
     threads: Option<u32>,
     exits: mpsc::Sender<TrainerExit>,
     slot_freed: Arc<Notify>,
@@ -61,9 +59,11 @@ impl LocalExecutor {
         }
     }
 
-    fn spawn(&self, claimed: &ClaimedAttempt, dir: &Path) -> io::Result<Child> {
-        fs::create_dir_all(dir)?;
-        let log = open_log(dir)?;
+    fn spawn(&self, claimed: &ClaimedAttempt) -> io::Result<Child> {
+        let (job, attempt) = (claimed.job_id, claimed.attempt);
+        let dir = self.data_dir.attempt_dir(job, attempt);
+        fs::create_dir_all(&dir)?;
+        let log = open_log(&self.data_dir.trainer_log(job, attempt))?;
         // The lock belongs to the open file, which the trainer inherits as its output. So the kernel keeps
         // it for exactly as long as the trainer lives, and a later server can ask.
         log.try_lock()?;
@@ -73,9 +73,9 @@ impl LocalExecutor {
             .args(["--server", &self.server_url])
             .args(["--attempt", &claimed.attempt_id.to_string()])
             .arg("--attempt-dir")
-            .arg(dir)
+            .arg(&dir)
             .env(TOKEN_ENV, &claimed.token)
-            .current_dir(dir)
+            .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -90,9 +90,11 @@ impl LocalExecutor {
 
 impl Executor for LocalExecutor {
     fn start(&self, claimed: &ClaimedAttempt) -> Result<(), JobError> {
-        let dir = attempt_dir(&self.data_dir, claimed.job_id, claimed.attempt);
+        let (job, attempt) = (claimed.job_id, claimed.attempt);
+        let log = self.data_dir.trainer_log(job, attempt);
+        let spool = self.data_dir.events_file(job, attempt);
         let oom_kills = oom::kills();
-        let child = self.spawn(claimed, &dir).map_err(start_failed)?;
+        let child = self.spawn(claimed).map_err(start_failed)?;
         let (stop, stops) = mpsc::channel(STOP_QUEUE);
         let id = claimed.attempt_id;
         lock(&self.live).insert(id, stop);
@@ -107,9 +109,9 @@ impl Executor for LocalExecutor {
             let exit = TrainerExit {
                 attempt_id: id,
                 cause,
-                log_tail: log_tail::read(&dir.join(LOG_FILE)),
+                log_tail: log_tail::read(&log),
                 oom_kill_seen: oom::kills() > oom_kills,
-                dir,
+                spool,
             };
             // Told before it is forgotten: who asks for the living in between still hears of the exit.
             exits.send(exit).await.ok();
@@ -134,8 +136,7 @@ impl Executor for LocalExecutor {
     }
 
     fn has_ended(&self, open: &OpenAttempt) -> bool {
-        let dir = attempt_dir(&self.data_dir, open.job_id, open.attempt);
-        match File::open(dir.join(LOG_FILE)) {
+        match File::open(self.data_dir.trainer_log(open.job_id, open.attempt)) {
             Ok(log) => log.try_lock_shared().is_ok(),
             // Its server died before it could start it.
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -181,11 +182,8 @@ fn classify(status: ExitStatus) -> ExitCause {
     }
 }
 
-fn open_log(dir: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(dir.join(LOG_FILE))
+fn open_log(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn start_failed(error: io::Error) -> JobError {

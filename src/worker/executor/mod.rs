@@ -5,14 +5,13 @@ mod local;
 mod log_tail;
 mod oom;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(super) use local::LocalExecutor;
 #[cfg(test)]
 pub(super) use local::tests::write_script;
 
-use crate::domain::{AttemptId, JobError, JobId};
+use crate::domain::{AttemptId, JobError};
 use crate::store::{ClaimedAttempt, OpenAttempt};
 
 /// The attempt's token travels in this environment variable: arguments can be read by every user.
@@ -37,13 +36,4 @@ pub(super) trait Executor: Send + Sync + std::fmt::Debug {
     fn has_ended(&self, _attempt: &OpenAttempt) -> bool {
         false
     }
-}
-
-/// Where an attempt's `events.jsonl` and `trainer.log` lie.
-pub fn attempt_dir(data_dir: &Path, job: JobId, attempt: u32) -> PathBuf {
-    data_dir
-        .join("jobs")
-        .join(job.to_string())
-        .join("attempts")
-        .join(attempt.to_string())
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::artifacts::DataDir;
 use crate::domain::{
     AttemptId, DatasetFormat, DatasetId, DatasetLayout, ErrorCode, Event, FixedClock, Ids,
     JobError, JobId, JobSpec, Message, RetryPolicy, SequentialIds, Status, Timestamp,
@@ -57,7 +58,7 @@ impl Executor for FakeExecutor {
                 attempt_id: attempt,
                 cause: exit::ExitCause::Signal(15),
                 log_tail: String::new(),
-                dir: std::path::PathBuf::new(),
+                spool: std::path::PathBuf::new(),
                 oom_kill_seen: false,
             };
             exits.try_send(exit).unwrap();
@@ -104,7 +105,7 @@ impl Fixture {
             .await
             .unwrap();
         let mut options = WorkerOptions::new(
-            folder.path().to_owned(),
+            DataDir::at(folder.path()),
             "http://127.0.0.1:9".to_owned(),
             folder.path().join("fake-trainer"),
         );
@@ -309,6 +310,47 @@ async fn a_job_that_ran_too_long_fails_and_its_trainer_is_killed() {
 }
 
 #[tokio::test]
+async fn whoever_ends_an_attempt_the_spool_is_applied_first() {
+    let f = Fixture::new().await;
+    let executor = Arc::new(FakeExecutor::default());
+    let mut rescuer = f.rescuer(&executor);
+    // Both were started by an earlier server.
+    let paused = f.job().await;
+    f.store.claim_next(1_000_000).await.unwrap();
+    f.store.pause_job(paused).await.unwrap();
+    let spec = json!({
+        "model": "org/model",
+        "task": "sequence_classification",
+        "dataset": {"train": f.dataset},
+        "max_runtime_s": 5,
+    });
+    let spec = JobSpec::parse(&spec).unwrap();
+    let overrun = f.store.create_job(spec, None).await.unwrap().0.id;
+    f.store.claim_next(1_000_000).await.unwrap();
+    for job in [paused, overrun] {
+        let spool = f.options.data_dir.events_file(job, 1);
+        std::fs::create_dir_all(spool.parent().unwrap()).unwrap();
+        let message = Message {
+            seq: 1,
+            at: Timestamp(0),
+            event: Event::CheckpointRemoved { step: 7 },
+        };
+        std::fs::write(spool, serde_json::to_string(&message).unwrap()).unwrap();
+    }
+    f.clock.advance_ms(f.options.cancel_grace_ms + 1);
+    rescuer.tick().await;
+    for (job, status, last) in [
+        (paused, Status::Paused, "paused"),
+        (overrun, Status::Failed, "failed"),
+    ] {
+        assert_eq!(f.read(job).await.status, status);
+        let events = f.store.events(job, 0, 100).await.unwrap();
+        let kinds: Vec<_> = events.iter().map(|e| e.event.kind()).collect();
+        assert_eq!(kinds, ["queued", "started", "checkpoint_removed", last]);
+    }
+}
+
+#[tokio::test]
 async fn a_trainer_that_stays_after_its_end_is_stopped() {
     let f = Fixture::new().await;
     let executor = Arc::new(FakeExecutor::default());
@@ -372,7 +414,7 @@ async fn an_exit_that_waits_when_the_worker_stops_is_not_forgotten() {
         attempt_id: claimed.attempt_id,
         cause: exit::ExitCause::Code(0),
         log_tail: String::new(),
-        dir: std::path::PathBuf::new(),
+        spool: std::path::PathBuf::new(),
         oom_kill_seen: false,
     };
     sender.try_send(exit).unwrap();

@@ -31,7 +31,7 @@ async fn a_trainer_that_ignores_everything_ends_with_the_worker() {
     let job = f.job().await;
     let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
     f.until(job, Status::Running).await;
-    let pid_file = attempt_dir(f.folder.path(), job, 1).join("pid");
+    let pid_file = f.options.data_dir.attempt_dir(job, 1).join("pid");
     let pid = loop {
         let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
         if let Ok(pid) = text.trim().parse() {
@@ -53,7 +53,7 @@ async fn a_cancelled_trainer_that_dies_is_cancelled() {
     let worker = Worker::start(f.store.clone(), f.options.clone(), f.clock.clone());
     f.until(job, Status::Running).await;
     f.store.cancel_job(job).await.unwrap();
-    let dir = attempt_dir(f.folder.path(), job, 1);
+    let dir = f.options.data_dir.attempt_dir(job, 1);
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("go"), "").unwrap();
     f.until(job, Status::Cancelled).await;

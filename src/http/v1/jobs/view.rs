@@ -99,10 +99,7 @@ async fn load(state: &AppState, jobs: &[Job]) -> Result<QueueLoad, Problem> {
 }
 
 async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobView, Problem> {
-    let queue_position = match job.status {
-        Status::Queued => state.store.queue_position(job.id).await?,
-        _ => None,
-    };
+    let queue_position = state.store.queue_position(&job).await?;
     let wait_s = queue_position.and_then(|at| estimate::wait_s(at, state.limits.slots, load));
     #[expect(
         clippy::cast_possible_truncation,

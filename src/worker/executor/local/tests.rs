@@ -22,7 +22,7 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let program = write_script(folder.path(), script);
         let mut options = WorkerOptions::new(
-            folder.path().to_owned(),
+            DataDir::at(folder.path()),
             "http://127.0.0.1:9".to_owned(),
             program,
         );
@@ -42,7 +42,7 @@ impl Fixture {
     }
 
     fn dir(&self) -> PathBuf {
-        attempt_dir(self.folder.path(), self.claimed.job_id, 2)
+        DataDir::at(self.folder.path()).attempt_dir(self.claimed.job_id, 2)
     }
 
     async fn exit(&mut self) -> TrainerExit {
