@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::cpu::Cpu;
 use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};
 use super::rows::{check_lens, for_blocks};
-use super::view;
+use super::{profile, view};
 
 /// Elements of one task.
 const BLOCK: usize = 8192;
@@ -51,13 +51,8 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn forward(self, x: &Tensor, out: &Tensor) -> Result<()> {
-        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
-            Self::Gelu => gelu,
-            Self::GeluTanh => gelu_tanh,
-            Self::Relu => |_, x, out| zip(x, out, |x, _| x.max(0.0)),
-            Self::Tanh => |_, x, out| zip(x, out, |x, _| x.tanh()),
-        };
-        run(x, out, op)
+        let _op = profile::op("activation", 0, 8 * x.elem_count());
+        run(x, out, |cpu, x, out| self.apply(cpu, x, out))
     }
 
     /// `d *= f'(x)`: turns the gradient of the output into that of the input, in place.
@@ -65,13 +60,28 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn backward(self, x: &Tensor, d: &Tensor) -> Result<()> {
-        let op: fn(Cpu, &[f32], &mut [f32]) = match self {
-            Self::Gelu => gelu_backward,
-            Self::GeluTanh => gelu_tanh_backward,
-            Self::Relu => |_, x, d| zip(x, d, |x, d| if x > 0.0 { d } else { 0.0 }),
-            Self::Tanh => |_, x, d| zip(x, d, |x, d| d * (1.0 - x.tanh() * x.tanh())),
-        };
-        run(x, d, op)
+        let _op = profile::op("activation backward", 0, 12 * x.elem_count());
+        run(x, d, |cpu, x, d| self.apply_backward(cpu, x, d))
+    }
+
+    /// [`Self::forward`] on slices of one length.
+    pub(super) fn apply(self, cpu: Cpu, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Gelu => gelu(cpu, x, out),
+            Self::GeluTanh => gelu_tanh(cpu, x, out),
+            Self::Relu => zip(x, out, |x, _| x.max(0.0)),
+            Self::Tanh => zip(x, out, |x, _| x.tanh()),
+        }
+    }
+
+    /// [`Self::backward`] on slices of one length.
+    pub(super) fn apply_backward(self, cpu: Cpu, x: &[f32], d: &mut [f32]) {
+        match self {
+            Self::Gelu => gelu_backward(cpu, x, d),
+            Self::GeluTanh => gelu_tanh_backward(cpu, x, d),
+            Self::Relu => zip(x, d, |x, d| if x > 0.0 { d } else { 0.0 }),
+            Self::Tanh => zip(x, d, |x, d| d * (1.0 - x.tanh() * x.tanh())),
+        }
     }
 }
 
@@ -81,7 +91,7 @@ fn zip(x: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     }
 }
 
-fn run(x: &Tensor, y: &Tensor, op: fn(Cpu, &[f32], &mut [f32])) -> Result<()> {
+fn run(x: &Tensor, y: &Tensor, op: impl Fn(Cpu, &[f32], &mut [f32]) + Sync) -> Result<()> {
     let cpu = Cpu::best();
     view::read(x, |x| {
         view::write(y, |y| {

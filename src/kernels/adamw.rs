@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use candle_core::{Result, bail};
 
 use super::pool::parallel_for;
+use super::profile;
 
 /// Elements per task: four streams of it (512 KiB) fit a core's second-level cache.
 const CHUNK: usize = 1 << 15;
@@ -76,6 +77,7 @@ pub fn adamw(
     if [grad.len(), exp_avg.len(), exp_avg_sq.len()] != [n; 3] {
         bail!("adamw: parameter, gradient and moments differ in length")
     }
+    let _op = profile::op("adamw", 0, 7 * 4 * n);
     // Each task takes its own slices out of its own lock, which nobody else wants: cheaper than a cache miss, and
     // without `unsafe`.
     let tasks: Vec<_> = value

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::Cpu;
 use super::rows::{add, check_lens, for_blocks, for_listed_rows, read_all};
-use super::view;
+use super::{profile, view};
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -19,6 +19,7 @@ pub fn gather_sum<const N: usize>(
     out: &Tensor,
 ) -> Result<()> {
     let (rows, width) = out.dims2()?;
+    let _op = profile::op("embedding", 0, 4 * (N + 1) * rows * width);
     for (table, ids) in tables.iter().zip(ids) {
         let (entries, table_width) = table.dims2()?;
         check_lens("embedding", width, &[table_width])?;
@@ -83,6 +84,7 @@ impl Scatter {
 /// If an id is not a row of the table, or shapes do not fit.
 pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Tensor) -> Result<()> {
     let (rows, width) = d.dims2()?;
+    let _op = profile::op("embedding backward", 0, 4 * 3 * rows * width);
     check_lens("embedding backward", rows, &[ids.len()])?;
     check_lens("embedding backward", width, &[d_table.dims2()?.1])?;
     scatter.sort(ids);

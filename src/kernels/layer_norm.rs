@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::cpu::{Cpu, multiversion};
 use super::dropout::Dropout;
 use super::rows::{LANES, add, check_lens, for_blocks, read_all};
-use super::view;
+use super::{profile, view};
 
 /// Rows of one task of the forward.
 const FORWARD_ROWS: usize = 16;
@@ -77,6 +77,7 @@ pub fn forward(
         bail!("layer_norm: {} keys for {rows} rows", keys.len())
     }
     let other = residual.map_or(x, |r| r.tensor);
+    let _op = profile::op("layer norm", 0, 4 * 4 * rows * width);
     let cpu = Cpu::best();
     read_all(
         [x, other, norm.gamma, norm.beta],
@@ -127,6 +128,7 @@ pub fn backward(
     partials: &mut Vec<f32>,
 ) -> Result<()> {
     let (rows, width) = d_out.dims2()?;
+    let _op = profile::op("layer norm backward", 0, 4 * 4 * rows * width);
     let blocks = rows.div_ceil(PARTIAL_ROWS);
     partials.resize(blocks * 2 * width, 0.0);
     let cpu = Cpu::best();

@@ -39,6 +39,62 @@ pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Res
     }
 }
 
+/// Calls `f` with the elements of several contiguous f32 CPU tensors.
+///
+/// # Errors
+/// If a tensor is not f32, not contiguous or not on the CPU.
+pub fn read_list<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
+            bail!("expected an f32 tensor on the CPU")
+        };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor")
+        };
+        slices.push(&data[start..end]);
+    }
+    Ok(f(&slices))
+}
+
+/// Calls `f` with the mutable elements of several contiguous f32 CPU tensors, no two of which share storage.
+///
+/// # Errors
+/// If a tensor is not f32, not contiguous or not on the CPU, and what `f` answers.
+pub fn write_list<R>(
+    tensors: &[&Tensor],
+    f: impl FnOnce(Vec<&mut [f32]>) -> Result<R>,
+) -> Result<R> {
+    let mut result = None;
+    nest(tensors, Vec::with_capacity(tensors.len()), |parts| {
+        // SAFETY: all writes that `nest` is inside of are still going on, so each part is exclusively
+        // borrowed until this closure ends, which is longer than `f` has the slices.
+        let slices = parts
+            .into_iter()
+            .map(|(start, len)| unsafe { std::slice::from_raw_parts_mut(start, len) });
+        result = Some(f(slices.collect()));
+    })?;
+    result.unwrap_or_else(|| bail!("the in-place op did not run"))
+}
+
+/// Writes into the first tensor, within that into the next one, and so on; calls `f` inside of all.
+fn nest(
+    tensors: &[&Tensor],
+    mut parts: Vec<(*mut f32, usize)>,
+    f: impl FnOnce(Vec<(*mut f32, usize)>),
+) -> Result<()> {
+    let Some((first, rest)) = tensors.split_first() else {
+        f(parts);
+        return Ok(());
+    };
+    let f: Box<dyn FnOnce(Vec<(*mut f32, usize)>) + '_> = Box::new(f);
+    write(first, |data| {
+        parts.push((data.as_mut_ptr(), data.len()));
+        nest(rest, parts, f)
+    })
+}
+
 enum State<F, R> {
     Pending(F),
     Running,
@@ -89,6 +145,24 @@ mod tests {
             read(&whole, <[f32]>::to_vec).unwrap(),
             [0.0, 0.0, 1.0, 2.0, 0.0, 0.0]
         );
+    }
+
+    #[test]
+    fn several_are_written_at_once() {
+        let tensors = [2, 0, 3].map(|n| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap());
+        let list: Vec<&Tensor> = tensors.iter().collect();
+        write_list(&list, |parts| {
+            for (i, part) in parts.into_iter().enumerate() {
+                part.fill(i as f32 + 1.0);
+            }
+            Ok(())
+        })
+        .unwrap();
+        let seen = read_list(&list, |parts| parts.concat()).unwrap();
+        assert_eq!(seen, [1.0, 1.0, 3.0, 3.0, 3.0]);
+        let other = Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
+        assert!(write_list(&[&tensors[0], &other], |_| Ok(())).is_err());
+        assert!(read_list(&[&other], |_| ()).is_err());
     }
 
     #[test]

@@ -52,8 +52,8 @@ impl FeedForward {
     pub fn forward(&mut self, x: &Tensor, out: &Tensor) -> Result<()> {
         let rows = x.dim(0)?;
         let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
-        self.intermediate.forward(x, &inner)?;
-        self.activation.forward(&inner, &activated)?;
+        self.intermediate
+            .forward_activated(x, self.activation, &inner, &activated)?;
         self.output.forward(&activated, out)
     }
 
@@ -71,8 +71,8 @@ impl FeedForward {
         let rows = x.dim(0)?;
         let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
         let d_inner = workspace.d_intermediate.rows(rows)?;
-        self.output.backward(d_out, &activated, &d_inner, false)?;
-        self.activation.backward(&inner, &d_inner)?;
+        self.output
+            .backward_activated(d_out, &activated, self.activation, &inner, &d_inner)?;
         self.intermediate.backward(&d_inner, x, d_x, true)
     }
 

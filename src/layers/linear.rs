@@ -3,7 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::{Loaded, Parameter, ParameterSource, Parameters};
-use crate::kernels::linear::{self, LinearWeight, Precision};
+use crate::kernels::activation::Activation;
+use crate::kernels::linear::{
+    self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
+};
 
 /// `y = x Wᵀ + b`, W [N, K].
 pub struct Linear {
@@ -56,9 +59,91 @@ impl Linear {
         d_x: &Tensor,
         accumulate: bool,
     ) -> Result<()> {
-        let (d_weight, d_bias) = (&self.weight.grad, &self.bias.grad);
-        linear::backward_weight(d_out, x, self.precision, d_weight, Some(d_bias))?;
-        linear::backward_input(d_out, &self.packed, d_x, accumulate)
+        Self::backward_all(&[(self, d_out)], x, d_x, accumulate)
+    }
+
+    /// `inner` from `x`, and `activated` = f(`inner`), all of them rows.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        inner: &Tensor,
+        activated: &Tensor,
+    ) -> Result<()> {
+        let to = Activated {
+            activation,
+            inner,
+            activated,
+        };
+        linear::forward_activated(x, &self.packed, Some(&self.bias.value), &to)
+    }
+
+    /// As [`Self::backward`] for an `x` = f(`inner`); `d_inner` is overwritten with the gradient of `inner`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn backward_activated(
+        &self,
+        d_out: &Tensor,
+        x: &Tensor,
+        activation: Activation,
+        inner: &Tensor,
+        d_inner: &Tensor,
+    ) -> Result<()> {
+        linear::backward_weight_all(&[self.gradient(d_out)], x, self.precision)?;
+        let to = Activated {
+            activation,
+            inner,
+            activated: d_inner,
+        };
+        linear::backward_input_activated(d_out, &self.packed, &to)
+    }
+
+    /// Several layers of one input `x` [T, K], each with its output.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward_all(layers: &[(&Self, &Tensor)], x: &Tensor) -> Result<()> {
+        let projections = layers.iter().map(|&(layer, out)| Projection {
+            weight: &layer.packed,
+            bias: Some(&layer.bias.value),
+            out,
+        });
+        linear::forward_all(x, &projections.collect::<Vec<_>>())
+    }
+
+    /// As [`Self::backward`] for several layers of one input and one precision, each with the gradient of
+    /// its output.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn backward_all(
+        layers: &[(&Self, &Tensor)],
+        x: &Tensor,
+        d_x: &Tensor,
+        accumulate: bool,
+    ) -> Result<()> {
+        let precision = layers
+            .first()
+            .map_or(Precision::F32, |(layer, _)| layer.precision);
+        let gradients = layers.iter().map(|&(layer, d_out)| layer.gradient(d_out));
+        linear::backward_weight_all(&gradients.collect::<Vec<_>>(), x, precision)?;
+        let shares = layers.iter().map(|&(layer, dy)| Share {
+            dy,
+            weight: &layer.packed,
+        });
+        linear::backward_input_all(&shares.collect::<Vec<_>>(), d_x, accumulate)
+    }
+
+    fn gradient<'a>(&'a self, dy: &'a Tensor) -> Gradient<'a> {
+        Gradient {
+            dy,
+            dw: &self.weight.grad,
+            db: Some(&self.bias.grad),
+        }
     }
 
     /// Repacks the weight after it has changed.

@@ -80,6 +80,7 @@ impl Parameters {
     /// # Errors
     /// If a gradient is not an f32 tensor on the CPU.
     pub fn zero_grad(&self) -> candle_core::Result<()> {
+        let _op = crate::kernels::profile::op("zero gradients", 0, 4 * self.element_count());
         for parameter in self.iter() {
             crate::kernels::view::write(&parameter.grad, |g| {
                 g.fill(0.0);

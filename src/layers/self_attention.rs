@@ -101,9 +101,15 @@ impl SelfAttention {
             self.k.rows(tokens)?,
             self.v.rows(tokens)?,
         );
-        self.query.forward(rows, &q)?;
-        self.key.forward(x, &k)?;
-        self.value.forward(x, &v)?;
+        match queries {
+            Queries::All => {
+                Linear::forward_all(&[(&self.query, &q), (&self.key, &k), (&self.value, &v)], x)?;
+            }
+            Queries::First => {
+                self.query.forward(rows, &q)?;
+                Linear::forward_all(&[(&self.key, &k), (&self.value, &v)], x)?;
+            }
+        }
         let (context, lse) = (self.context.rows(asking)?, self.lse.rows(asking)?);
         self.attention(batch, queries)
             .forward(&q, &k, &v, &context, &lse)?;
@@ -145,10 +151,14 @@ impl SelfAttention {
         self.attention(batch, queries)
             .backward(&d_context, &q, &k, &v, &context, &lse, &d_q, &d_k, &d_v)?;
 
-        self.query.backward(&d_q, rows, d_rows, true)?;
-        let same = matches!(queries, Queries::All);
-        self.key.backward(&d_k, x, d_x, same)?;
-        self.value.backward(&d_v, x, d_x, true)
+        let (query, key, value) = ((&self.query, &d_q), (&self.key, &d_k), (&self.value, &d_v));
+        match queries {
+            Queries::All => Linear::backward_all(&[query, key, value], x, d_x, true),
+            Queries::First => {
+                Linear::backward_all(&[query], rows, d_rows, true)?;
+                Linear::backward_all(&[key, value], x, d_x, false)
+            }
+        }
     }
 
     /// Repacks weights after they have changed.

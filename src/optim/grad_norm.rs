@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::Result;
 
 use crate::kernels::pool::parallel_for;
-use crate::kernels::view;
+use crate::kernels::{profile, view};
 use crate::layers::Parameters;
 
 /// Elements per partial sum. Fixed, so that the sum does not depend on the number of threads.
@@ -19,6 +19,7 @@ const LANES: usize = 16;
 /// # Errors
 /// If a gradient is not a contiguous f32 tensor on the CPU.
 pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
+    let _op = profile::op("gradient norm", 0, 4 * parameters.element_count());
     let mut sum = 0.0;
     for parameter in parameters {
         sum += view::read(&parameter.grad, sum_of_squares)?;

@@ -16,6 +16,7 @@ use super::dropout::Dropout;
 use super::gemm::Engine;
 use super::linear::Precision;
 use super::pool::{Disjoint, parallel_for};
+use super::profile;
 use super::view::{read, write};
 use head::Head;
 
@@ -87,6 +88,7 @@ impl Attention<'_> {
         lse: &Tensor,
     ) -> Result<()> {
         let plan = self.plan(engine, qkv, ctx, lse)?;
+        let _op = profile::op("attention", plan.flop(2), 4 * 4 * plan.rows());
         read_three(qkv, |[q, k, v]| {
             write(ctx, |ctx| {
                 write(lse, |lse| {
@@ -107,6 +109,7 @@ impl Attention<'_> {
         [dq, dk, dv]: [&Tensor; 3],
     ) -> Result<()> {
         let plan = self.plan(engine, qkv, ctx, lse)?;
+        let _op = profile::op("attention backward", plan.flop(5), 4 * 8 * plan.rows());
         for (gradient, of) in [(dctx, ctx), (dq, qkv[0]), (dk, qkv[1]), (dv, qkv[2])] {
             if gradient.dims() != of.dims() {
                 bail!("a gradient is not of its tensor's shape {:?}", of.dims());
@@ -199,6 +202,24 @@ impl Plan<'_> {
         parallel_for(self.order.len() * heads, |task| {
             f(self.head(self.order[task / heads], task % heads));
         });
+    }
+
+    /// Operations of this many products of every query with every key.
+    fn flop(&self, products: usize) -> usize {
+        let attention = self.attention;
+        let lengths = attention
+            .cu_seqlens
+            .windows(2)
+            .map(|w| (w[1] - w[0]) as usize);
+        let pairs: usize = match attention.queries {
+            Queries::All => lengths.map(|n| n * n).sum(),
+            Queries::First => lengths.sum(),
+        };
+        2 * products * pairs * self.hidden
+    }
+
+    fn rows(&self) -> usize {
+        self.attention.token_keys.len() * self.hidden
     }
 
     fn head(&self, sequence: usize, head: usize) -> Head<'_> {

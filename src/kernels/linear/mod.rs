@@ -5,12 +5,16 @@
 
 mod products;
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
+use super::activation::Activation;
 use super::gemm::{Aligned, Engine, Format, Layout, Panels, Start, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
-use super::view::{read, write};
-use products::{Matrix, columns_times_rows, rows_times_panels};
+use super::profile;
+use super::view::{self, read, write};
+use products::{Matrix, Product, WeightSum, columns_times_rows, rows_times_panels};
 
 /// What the factors of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,7 @@ impl LinearWeight {
     pub fn refresh(&mut self) -> Result<()> {
         let (engine, n, k) = (self.engine, self.out_features, self.in_features);
         let (forward, backward) = (self.forward_layout(), self.backward_layout());
+        let _op = profile::op("pack weights", 0, 8 * n * k);
         let along = Disjoint::new(self.forward.words(forward.len()));
         let down = Disjoint::new(self.backward.words(backward.len()));
         read(&self.weight, |weight| {
@@ -100,6 +105,22 @@ impl LinearWeight {
         self.in_features
     }
 
+    /// Refuses a layer that cannot be computed together with this one.
+    fn alike(&self, other: &Self) -> Result<()> {
+        if self.engine != other.engine {
+            bail!("layers of one input have different precisions")
+        }
+        Ok(())
+    }
+
+    fn flop(&self, rows: usize) -> usize {
+        2 * rows * self.out_features * self.in_features
+    }
+
+    fn bytes(&self, rows: usize) -> usize {
+        4 * rows * (self.out_features + self.in_features) + 2 * self.out_features * self.in_features
+    }
+
     fn forward_layout(&self) -> Layout {
         Layout::new(self.engine.words(self.in_features), self.out_features)
     }
@@ -109,33 +130,136 @@ impl LinearWeight {
     }
 }
 
+/// One layer of several that read the same input.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub weight: &'a LinearWeight,
+    /// [N]
+    pub bias: Option<&'a Tensor>,
+    /// [T, N]
+    pub out: &'a Tensor,
+}
+
+/// A function of every element that follows a product while its result is in the cache: `inner` is before
+/// it, `activated` behind it, both [T, N].
+#[derive(Clone, Copy)]
+pub struct Activated<'a> {
+    pub activation: Activation,
+    pub inner: &'a Tensor,
+    pub activated: &'a Tensor,
+}
+
 /// `out [T, N] = x [T, K] Wᵀ + bias [N]`.
 ///
 /// # Errors
 /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
 pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
-    let rows = x.dim(0)?;
-    expect(x, &[rows, w.in_features])?;
-    expect(out, &[rows, w.out_features])?;
-    let layout = w.forward_layout();
-    let right = Panels::new(w.forward.get(layout.len()), layout);
-    read(x, |x| {
-        write(out, |out| {
-            let mut run = |start: Start<'_>| {
-                rows_times_panels(w.engine, x, rows, w.in_features, right, start, out);
-            };
-            match bias {
-                Some(bias) => {
-                    expect(bias, &[w.out_features])?;
-                    read(bias, |bias| run(Start::Bias(bias)))
-                }
-                None => {
-                    run(Start::Zero);
-                    Ok(())
-                }
+    let weight = w;
+    forward_all(x, &[Projection { weight, bias, out }])
+}
+
+/// Several layers of one input, which is converted once.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_all(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
+    let outs: Vec<&Tensor> = layers.iter().map(|layer| layer.out).collect();
+    view::write_list(&outs, |outs| {
+        let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
+        forward_into(x, layers, &outs, |_, _| {})
+    })
+}
+
+/// `activated = f(inner)`, `inner = x Wᵀ + bias`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_activated(
+    x: &Tensor,
+    weight: &LinearWeight,
+    bias: Option<&Tensor>,
+    to: &Activated<'_>,
+) -> Result<()> {
+    let n = weight.out_features;
+    let layer = Projection {
+        weight,
+        bias,
+        out: to.inner,
+    };
+    expect(to.activated, to.inner.dims())?;
+    view::write_list(&[to.inner, to.activated], |mut outs| {
+        let (Some(activated), Some(inner)) = (outs.pop(), outs.pop()) else {
+            bail!("two outputs")
+        };
+        let (inner, activated) = (Disjoint::new(inner), Disjoint::new(activated));
+        let out = std::slice::from_ref(&inner);
+        forward_into(x, &[layer], out, |rows, columns| {
+            for row in rows {
+                let at = row * n + columns.start..row * n + columns.end;
+                // SAFETY: a task has its rows and columns to itself.
+                let (x, y) = unsafe { (inner.slice(at.clone()), activated.slice(at)) };
+                to.activation.apply(weight.engine.cpu(), x, y);
             }
         })
+    })
+}
+
+fn forward_into(
+    x: &Tensor,
+    layers: &[Projection<'_>],
+    outs: &[Disjoint<'_, f32>],
+    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
+) -> Result<()> {
+    let Some(first) = layers.first().map(|layer| layer.weight) else {
+        return Ok(());
+    };
+    let rows = x.dim(0)?;
+    let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias).collect();
+    for Projection { weight, bias, out } in layers {
+        expect(x, &[rows, weight.in_features])?;
+        expect(out, &[rows, weight.out_features])?;
+        first.alike(weight)?;
+        if let Some(bias) = bias {
+            expect(bias, &[weight.out_features])?;
+        }
+    }
+    let flop = layers.iter().map(|layer| layer.weight.flop(rows)).sum();
+    let _op = profile::op(
+        "linear",
+        flop,
+        layers.iter().map(|l| l.weight.bytes(rows)).sum(),
+    );
+    read(x, |x| {
+        view::read_list(&biases, |biases| {
+            let mut biases = biases.iter();
+            let products: Vec<_> = layers
+                .iter()
+                .zip(outs)
+                .map(|(layer, out)| {
+                    let layout = layer.weight.forward_layout();
+                    Product {
+                        left: x,
+                        depth: layer.weight.in_features,
+                        right: Panels::new(layer.weight.forward.get(layout.len()), layout),
+                        start: match layer.bias.and_then(|_| biases.next()) {
+                            Some(bias) => Start::Bias(bias),
+                            None => Start::Zero,
+                        },
+                        out,
+                    }
+                })
+                .collect();
+            rows_times_panels(first.engine, rows, &products, finish);
+        })
     })?
+}
+
+/// A layer's share in the gradient of its input.
+#[derive(Clone, Copy)]
+pub struct Share<'a> {
+    /// [T, N]
+    pub dy: &'a Tensor,
+    pub weight: &'a LinearWeight,
 }
 
 /// `dx [T, K] = dy [T, N] W`, or `+=` if it accumulates.
@@ -143,18 +267,117 @@ pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor
 /// # Errors
 /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
 pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bool) -> Result<()> {
-    let rows = dy.dim(0)?;
-    expect(dy, &[rows, w.out_features])?;
-    expect(dx, &[rows, w.in_features])?;
-    let layout = w.backward_layout();
-    let right = Panels::new(w.backward.get(layout.len()), layout);
-    let start = if accumulate { Start::Out } else { Start::Zero };
-    read(dy, |dy| {
-        write(dx, |dx| {
-            rows_times_panels(w.engine, dy, rows, w.out_features, right, start, dx);
-            Ok(())
+    backward_input_all(&[Share { dy, weight: w }], dx, accumulate)
+}
+
+/// The sum over several layers of one input, in order.
+///
+/// # Errors
+/// As [`backward_input`].
+pub fn backward_input_all(shares: &[Share<'_>], dx: &Tensor, accumulate: bool) -> Result<()> {
+    write(dx, |out| {
+        backward_into(
+            shares,
+            dx.dims(),
+            &Disjoint::new(out),
+            accumulate,
+            |_, _| {},
+        )
+    })
+}
+
+/// `d_inner = (dy W) f'(inner)`: through a layer and the activation before it. `to.activated` is overwritten
+/// with `d_inner`.
+///
+/// # Errors
+/// As [`backward_input`].
+pub fn backward_input_activated(
+    dy: &Tensor,
+    weight: &LinearWeight,
+    to: &Activated<'_>,
+) -> Result<()> {
+    let k = weight.in_features;
+    expect(to.inner, to.activated.dims())?;
+    read(to.inner, |inner| {
+        write(to.activated, |out| {
+            let out = Disjoint::new(out);
+            let shares = [Share { dy, weight }];
+            backward_into(
+                &shares,
+                to.activated.dims(),
+                &out,
+                false,
+                |rows, columns| {
+                    for row in rows {
+                        let at = row * k + columns.start..row * k + columns.end;
+                        // SAFETY: a task has its rows and columns to itself.
+                        let d = unsafe { out.slice(at.clone()) };
+                        to.activation
+                            .apply_backward(weight.engine.cpu(), &inner[at], d);
+                    }
+                },
+            )
         })
     })?
+}
+
+fn backward_into(
+    shares: &[Share<'_>],
+    dims: &[usize],
+    out: &Disjoint<'_, f32>,
+    accumulate: bool,
+    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
+) -> Result<()> {
+    let Some(first) = shares.first().map(|share| share.weight) else {
+        return Ok(());
+    };
+    let rows = dims.first().copied().unwrap_or(0);
+    for Share { dy, weight } in shares {
+        expect(dy, &[rows, weight.out_features])?;
+        if dims != [rows, weight.in_features] {
+            bail!(
+                "expected the shape [{rows}, {}], got {dims:?}",
+                weight.in_features
+            )
+        }
+        first.alike(weight)?;
+    }
+    let flop = shares.iter().map(|share| share.weight.flop(rows)).sum();
+    let _op = profile::op(
+        "linear dX",
+        flop,
+        shares.iter().map(|s| s.weight.bytes(rows)).sum(),
+    );
+    let dys: Vec<&Tensor> = shares.iter().map(|share| share.dy).collect();
+    view::read_list(&dys, |dys| {
+        let mut start = if accumulate { Start::Out } else { Start::Zero };
+        let products: Vec<_> = shares
+            .iter()
+            .zip(dys)
+            .map(|(Share { weight, .. }, dy)| {
+                let layout = weight.backward_layout();
+                Product {
+                    left: dy,
+                    depth: weight.out_features,
+                    right: Panels::new(weight.backward.get(layout.len()), layout),
+                    start: std::mem::replace(&mut start, Start::Out),
+                    out,
+                }
+            })
+            .collect();
+        rows_times_panels(first.engine, rows, &products, finish);
+    })
+}
+
+/// Where the gradients of a layer's parameters are added.
+#[derive(Clone, Copy)]
+pub struct Gradient<'a> {
+    /// [T, N]
+    pub dy: &'a Tensor,
+    /// [N, K]
+    pub dw: &'a Tensor,
+    /// [N]
+    pub db: Option<&'a Tensor>,
 }
 
 /// `dw [N, K] += dyᵀ x` and `db [N] +=` the column sums of `dy`, for `dy [T, N]`, `x [T, K]`.
@@ -168,37 +391,58 @@ pub fn backward_weight(
     dw: &Tensor,
     db: Option<&Tensor>,
 ) -> Result<()> {
-    backward_weight_on(Engine::best(precision), dy, x, dw, db)
+    backward_weight_all(&[Gradient { dy, dw, db }], x, precision)
 }
 
-fn backward_weight_on(
-    engine: Engine,
-    dy: &Tensor,
+/// Several layers of one input, which is packed once.
+///
+/// # Errors
+/// As [`backward_weight`].
+pub fn backward_weight_all(
+    layers: &[Gradient<'_>],
     x: &Tensor,
-    dw: &Tensor,
-    db: Option<&Tensor>,
+    precision: Precision,
 ) -> Result<()> {
-    let (rows, n) = dy.dims2()?;
-    let k = x.dim(1)?;
-    expect(x, &[rows, k])?;
-    expect(dw, &[n, k])?;
-    let run = |db: &mut [f32]| {
-        read(dy, |dy| {
-            read(x, |x| {
-                write(dw, |dw| {
-                    columns_times_rows(engine, Matrix::new(dy, n), Matrix::new(x, k), dw, db);
-                    Ok(())
-                })
-            })?
-        })?
-    };
-    match db {
-        Some(db) => {
+    backward_weight_on(Engine::best(precision), layers, x)
+}
+
+fn backward_weight_on(engine: Engine, layers: &[Gradient<'_>], x: &Tensor) -> Result<()> {
+    let (rows, k) = x.dims2()?;
+    let (mut flop, mut bytes) = (0, 4 * rows * k);
+    for Gradient { dy, dw, db } in layers {
+        let n = dy.dim(1)?;
+        expect(dy, &[rows, n])?;
+        expect(dw, &[n, k])?;
+        if let Some(db) = db {
             expect(db, &[n])?;
-            write(db, run)
         }
-        None => run(&mut []),
+        flop += 2 * rows * n * k;
+        bytes += 4 * (rows * n + 2 * n * k);
     }
+    let _op = profile::op("linear dW", flop, bytes);
+    let dys: Vec<&Tensor> = layers.iter().map(|layer| layer.dy).collect();
+    let outs = layers.iter().flat_map(|layer| [Some(layer.dw), layer.db]);
+    let outs: Vec<&Tensor> = outs.flatten().collect();
+    read(x, |x| {
+        view::read_list(&dys, |dys| {
+            view::write_list(&outs, |outs| {
+                let mut outs = outs.into_iter().map(Disjoint::new);
+                let sums: Vec<_> = layers
+                    .iter()
+                    .zip(dys)
+                    .filter_map(|(layer, dy)| {
+                        Some(WeightSum {
+                            dy: Matrix::new(dy, layer.dy.dim(1).ok()?),
+                            dw: outs.next()?,
+                            db: layer.db.and_then(|_| outs.next()),
+                        })
+                    })
+                    .collect();
+                columns_times_rows(engine, rows, &sums, Matrix::new(x, k));
+                Ok(())
+            })
+        })?
+    })?
 }
 
 fn expect(tensor: &Tensor, dims: &[usize]) -> Result<()> {
@@ -273,8 +517,9 @@ mod tests {
             let w = LinearWeight::on(self.engine, &tensor(self.w.clone(), &[n, k])).unwrap();
             forward(&x, &w, Some(&tensor(self.b.clone(), &[n])), &y).unwrap();
             backward_input(&dy, &w, &dx, true).unwrap();
-            backward_weight_on(self.engine, &dy, &x, &dw, Some(&db)).unwrap();
-            [y, dx, dw, db].map(|tensor| values(&tensor))
+            let (dy, dw, db) = (&dy, &dw, Some(&db));
+            backward_weight_on(self.engine, &[Gradient { dy, dw, db }], &x).unwrap();
+            [&y, &dx, dw, db.unwrap()].map(values)
         }
 
         fn reference(&self) -> Results {

@@ -68,44 +68,84 @@ impl Grid {
     }
 }
 
-/// `out [rows, width] (+)= left [rows, depth] · right`.
+/// One product `out [rows, width] (+)= left [rows, depth] · right`.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub left: &'a [f32],
+    pub depth: usize,
+    pub right: Panels<'a>,
+    pub start: Start<'a>,
+    pub out: &'a Disjoint<'a, f32>,
+}
+
+/// Products with the same number of `rows`, in order: they may share a left factor, which is then converted
+/// once, or an output, which is then summed while it is in the cache. `finish` is called with each block of
+/// rows and range of columns when all products have written there.
 pub fn rows_times_panels(
     engine: Engine,
-    left: &[f32],
     rows: usize,
-    depth: usize,
-    right: Panels<'_>,
-    start: Start<'_>,
-    out: &mut [f32],
+    products: &[Product<'_>],
+    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
 ) {
-    let Layout {
-        width,
-        depth: words,
-        ..
-    } = right.layout();
-    let grid = Grid::new(rows, right.layout().panels());
-    let out = Disjoint::new(out);
+    let Some(first) = products.first() else {
+        return;
+    };
+    let grid = Grid::new(rows, first.right.layout().panels());
     parallel_for(grid.tasks(), |task| {
         let block = grid.rows(task);
-        let out = out.pointer(block.start * width);
-        let left = &left[block.start * depth..block.end * depth];
-        let run = |left: &[u32]| {
-            let left = Left::rows(left, words);
-            let panels = grid.panels(task);
-            // SAFETY: `out` has `width` columns in each row, and each task has its own block of rows and
-            // panels.
-            unsafe { multiply(engine, left, block.len(), right, panels, start, out, width) };
-        };
-        if engine.format() == Format::F32 {
-            run(as_words(left));
-        } else {
-            ROWS.with_borrow_mut(|buffer| {
-                let converted = buffer.words(block.len() * words);
-                convert_rows(engine, left, depth, block.len(), depth, converted);
-                run(converted);
-            });
+        ROWS.with_borrow_mut(|buffer| {
+            let mut converted: *const f32 = std::ptr::null();
+            for product in products {
+                let from = &product.left[block.start * product.depth..block.end * product.depth];
+                let fresh = from.as_ptr() != converted;
+                let left = left_rows(engine, from, block.len(), product.depth, buffer, fresh);
+                converted = from.as_ptr();
+                product.run(engine, left, block.clone(), grid.panels(task));
+            }
+        });
+        let layout = first.right.layout();
+        let panels = grid.panels(task);
+        if !panels.is_empty() {
+            let columns = layout.columns(panels.start).start..layout.columns(panels.end - 1).end;
+            finish(block, columns);
         }
     });
+}
+
+/// Rows as a left factor: where they lie, or in `buffer`, which holds them already unless they are `fresh`.
+fn left_rows<'a>(
+    engine: Engine,
+    from: &'a [f32],
+    rows: usize,
+    depth: usize,
+    buffer: &'a mut Aligned,
+    fresh: bool,
+) -> Left<'a> {
+    let words = engine.words(depth);
+    if engine.format() == Format::F32 {
+        return Left::rows(as_words(from), words);
+    }
+    let converted = buffer.words(rows * words);
+    if fresh {
+        convert_rows(engine, from, depth, rows, depth, converted);
+    }
+    Left::rows(converted, words)
+}
+
+impl Product<'_> {
+    /// Some rows of it, and some panels: one task's.
+    fn run(&self, engine: Engine, left: Left<'_>, rows: Range<usize>, panels: Range<usize>) {
+        let width = self.right.layout().width;
+        assert!(
+            rows.end * width <= self.out.len(),
+            "the output is too short"
+        );
+        let out = self.out.pointer(rows.start * width);
+        let (right, start) = (self.right, self.start);
+        // SAFETY: `out` has `width` columns in each row, all of them within it as just checked, and each task
+        // has its own block of rows and panels.
+        unsafe { multiply(engine, left, rows.len(), right, panels, start, out, width) };
+    }
 }
 
 /// A row-major matrix.
@@ -120,77 +160,61 @@ impl<'a> Matrix<'a> {
         Self { data, columns }
     }
 
-    fn rows(&self) -> usize {
-        self.data.len().checked_div(self.columns).unwrap_or(0)
-    }
-
     /// Some of its rows, from column `column` on.
     fn part(&self, rows: &Range<usize>, column: usize) -> &'a [f32] {
         &self.data[rows.start * self.columns + column..rows.end * self.columns]
     }
 }
 
-/// `dw += dyᵀ x` and, unless it is empty, `db +=` the column sums of `dy`.
+/// `dw += dyᵀ x` and, if it is wanted, `db +=` the column sums of `dy`.
+pub struct WeightSum<'a> {
+    pub dy: Matrix<'a>,
+    pub dw: Disjoint<'a, f32>,
+    pub db: Option<Disjoint<'a, f32>>,
+}
+
+/// Weight gradients of several layers of one input `x`, which has as many `rows` as all `dy`.
 ///
-/// Both factors are packed with the rows as their depth, a part of the rows at a time so that what is
-/// packed stays in the cache; the parts are added in order.
-pub fn columns_times_rows(
-    engine: Engine,
-    dy: Matrix<'_>,
-    x: Matrix<'_>,
-    dw: &mut [f32],
-    db: &mut [f32],
-) {
-    let rows = dy.rows();
-    let (dw, db) = (Disjoint::new(dw), Disjoint::new(db));
+/// Factors are packed with the rows as their depth, a part of the rows at a time so that what is packed
+/// stays in the cache; the parts are added in order.
+pub fn columns_times_rows(engine: Engine, rows: usize, sums: &[WeightSum<'_>], x: Matrix<'_>) {
     FACTORS.with_borrow_mut(|[left, right]| {
         for first in (0..rows).step_by(engine.numbers(DEPTH)) {
             let part = first..(first + engine.numbers(DEPTH)).min(rows);
             let depth = engine.words(part.len());
-            let layouts = (
-                Layout::new(depth, dy.columns),
-                Layout::new(depth, x.columns),
-            );
-            let left = left.words(layouts.0.len());
-            let right = right.words(layouts.1.len());
-            pack(
-                engine,
-                (dy, layouts.0, left),
-                (x, layouts.1, right),
-                &part,
-                &db,
-            );
-            let left = Panels::new(left, layouts.0);
-            add_product(engine, left, Panels::new(right, layouts.1), &dw);
+            let right_layout = Layout::new(depth, x.columns);
+            let right = right.words(right_layout.len());
+            pack(engine, x, right_layout, right, &part, None);
+            for WeightSum { dy, dw, db } in sums {
+                let left_layout = Layout::new(depth, dy.columns);
+                let left = left.words(left_layout.len());
+                pack(engine, *dy, left_layout, left, &part, db.as_ref());
+                let left = Panels::new(left, left_layout);
+                add_product(engine, left, Panels::new(right, right_layout), dw);
+            }
         }
     });
 }
 
-type Packing<'a> = (Matrix<'a>, Layout, &'a mut [u32]);
-
-/// Packs the rows in `part` of both factors, and adds the column sums of the first to `sums`.
+/// Packs the rows in `part`, and adds their sum to `sums` if it is wanted.
 fn pack(
     engine: Engine,
-    left: Packing<'_>,
-    right: Packing<'_>,
+    matrix: Matrix<'_>,
+    layout: Layout,
+    out: &mut [u32],
     part: &Range<usize>,
-    sums: &Disjoint<'_, f32>,
+    sums: Option<&Disjoint<'_, f32>>,
 ) {
-    let count = left.1.panels();
-    let outs = [Disjoint::new(left.2), Disjoint::new(right.2)];
-    parallel_for(count + right.1.panels(), |task| {
-        let (matrix, layout, out, p) = match task.checked_sub(count) {
-            None => (left.0, left.1, &outs[0], task),
-            Some(p) => (right.0, right.1, &outs[1], p),
-        };
+    let out = Disjoint::new(out);
+    parallel_for(layout.panels(), |p| {
         let columns = layout.columns(p);
         let from = matrix.part(part, columns.start);
         // SAFETY: each task writes its own panel.
         let out = unsafe { out.slice(layout.range(p)) };
         let (stride, padded) = (matrix.columns, layout.padded(p));
         pack_rows(engine, from, stride, part.len(), columns.len(), padded, out);
-        if task < count && !sums.is_empty() {
-            // SAFETY: each task of the left factor adds to the sums of its own columns.
+        if let Some(sums) = sums {
+            // SAFETY: each task adds to the sums of its own columns.
             let sums = unsafe { sums.slice(columns) };
             add_rows(engine.cpu(), from, stride, part.len(), sums);
         }

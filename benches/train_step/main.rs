@@ -1,0 +1,197 @@
+//! The speed of whole training steps on a model of random weights and rows of random tokens, the roof that
+//! the processor's matrix products set, and where the time goes.
+//!
+//!     cargo bench --bench train_step -- --shape minilm --batch 32 --tokens 24 --spread 0.8
+//!
+//! Prints one line of totals and a table by op. The roof is measured between the steps: on a shared machine
+//! it moves.
+
+mod model;
+mod roof;
+
+use std::time::Instant;
+
+use chandler::heads::{LossOptions, SequenceClassifier};
+use chandler::kernels::linear::Precision;
+use chandler::kernels::memory::HugePages;
+use chandler::kernels::{pool, profile};
+use chandler::models::{DropoutSeed, Input};
+use chandler::optim::{self, AdamW, AdamWOptions};
+use model::{Batch, Shape};
+
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
+
+struct Args {
+    shape: Shape,
+    batch: usize,
+    tokens: usize,
+    spread: f64,
+    steps: usize,
+    precision: Precision,
+    threads: usize,
+    evaluate: bool,
+}
+
+impl Args {
+    fn parse() -> Self {
+        let mut args = Self {
+            shape: Shape::MINILM,
+            batch: 32,
+            tokens: 24,
+            spread: 0.8,
+            steps: 20,
+            precision: Precision::Bf16,
+            threads: pool::threads(),
+            evaluate: false,
+        };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let mut value = || {
+                words
+                    .next()
+                    .unwrap_or_else(|| panic!("{word} needs a value"))
+            };
+            match word.as_str() {
+                "--shape" => args.shape = Shape::named(&value()),
+                "--batch" => args.batch = value().parse().expect("a number"),
+                "--tokens" => args.tokens = value().parse().expect("a number"),
+                "--spread" => args.spread = value().parse().expect("a number"),
+                "--steps" => args.steps = value().parse().expect("a number"),
+                "--threads" => args.threads = value().parse().expect("a number"),
+                "--f32" => args.precision = Precision::F32,
+                "--evaluate" => args.evaluate = true,
+                "--bench" => {}
+                _ => panic!("unknown argument {word}"),
+            }
+        }
+        args
+    }
+}
+
+struct Learner {
+    model: SequenceClassifier,
+    optimizer: AdamW,
+}
+
+impl Learner {
+    fn step(&mut self, batch: &Batch, step: u64) -> f64 {
+        let input = Input {
+            input_ids: &batch.input_ids,
+            token_type_ids: &batch.token_type_ids,
+            cu_seqlens: &batch.cu_seqlens,
+            sequence_keys: &batch.keys,
+        };
+        let options = LossOptions {
+            label_smoothing: 0.0,
+            scale: 1.0 / batch.labels.len() as f32,
+        };
+        let dropout = Some(DropoutSeed { seed: 1, step });
+        let parameters = self.model.parameters();
+        parameters.zero_grad().unwrap();
+        let loss = self
+            .model
+            .forward_backward(&input, &batch.labels, dropout, &options)
+            .unwrap();
+        let norm = optim::global_grad_norm(self.model.parameters()).unwrap();
+        let clip = optim::clip_coefficient(norm, 1.0);
+        self.optimizer.step(5e-5, clip).unwrap();
+        self.model.weights_changed().unwrap();
+        loss
+    }
+
+    fn evaluate(&mut self, batch: &Batch) -> f64 {
+        let input = Input {
+            input_ids: &batch.input_ids,
+            token_type_ids: &batch.token_type_ids,
+            cu_seqlens: &batch.cu_seqlens,
+            sequence_keys: &batch.keys,
+        };
+        self.model
+            .forward_loss(&input, &batch.labels, 0.0)
+            .unwrap()
+            .0
+    }
+}
+
+fn main() {
+    let args = Args::parse();
+    pool::set_threads(args.threads);
+    pool::flush_denormals();
+    let folder = args.shape.folder();
+    let (model, _) = SequenceClassifier::load(folder.path(), 2, 1, args.precision).unwrap();
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    };
+    let optimizer = AdamW::new(model.parameters(), options).unwrap();
+    let mut learner = Learner { model, optimizer };
+    let batches: Vec<Batch> = (0..8)
+        .map(|seed| Batch::random(args.batch, args.tokens, args.spread, seed))
+        .collect();
+    let mut one = |step: usize| {
+        let batch = &batches[step % batches.len()];
+        if args.evaluate {
+            learner.evaluate(batch);
+        } else {
+            learner.step(batch, step as u64);
+        }
+        (batch.labels.len(), batch.input_ids.len())
+    };
+    for step in 0..batches.len() {
+        one(step);
+    }
+    let (mut times, mut roofs, mut samples, mut tokens) = (Vec::new(), Vec::new(), 0, 0);
+    profile::start();
+    for step in 0..args.steps {
+        if step % 4 == 0 {
+            roofs.push(roof::gflops(args.precision));
+        }
+        let started = Instant::now();
+        let (rows, count) = one(step);
+        times.push(started.elapsed().as_secs_f64());
+        samples += rows;
+        tokens += count;
+    }
+    let totals = profile::stop();
+    let seconds: f64 = times.iter().sum();
+    times.sort_by(f64::total_cmp);
+    roofs.sort_by(f64::total_cmp);
+    let roof = roofs[roofs.len() / 2];
+    let flop: u64 = totals.values().map(|total| total.flop).sum();
+    println!(
+        "{:.1} samples/s, {:.0} tokens/s, median step {:.1} ms, roof {roof:.0} GFLOP/s ({:.0} to {:.0}), {:.1} % of it, peak {} MB",
+        samples as f64 / seconds,
+        tokens as f64 / seconds,
+        times[times.len() / 2] * 1e3,
+        roofs[0],
+        roofs[roofs.len() - 1],
+        flop as f64 / seconds / roof / 1e7,
+        model::peak_resident_mb(),
+    );
+    let steps = args.steps as f64;
+    println!("| op | calls | ms | % | GFLOP/s | % of roof | GB/s |\n|---|---|---|---|---|---|---|");
+    let mut rows: Vec<_> = totals.into_iter().collect();
+    rows.sort_by_key(|(_, total)| std::cmp::Reverse(total.took));
+    let mut rest = seconds;
+    for (name, total) in rows {
+        let took = total.took.as_secs_f64();
+        rest -= took;
+        let rate = total.flop as f64 / took / 1e9;
+        println!(
+            "| {name} | {:.0} | {:.2} | {:.1} | {rate:.0} | {:.0} | {:.1} |",
+            total.calls as f64 / steps,
+            took / steps * 1e3,
+            100.0 * took / seconds,
+            100.0 * rate / roof,
+            total.bytes as f64 / took / 1e9,
+        );
+    }
+    println!(
+        "| rest | | {:.2} | {:.1} | | | |",
+        rest / steps * 1e3,
+        100.0 * rest / seconds
+    );
+}

@@ -1,0 +1,149 @@
+//! Large buffers on huge pages: a step walks through hundreds of megabytes, and with 4 KiB pages the
+//! processor spends a tenth of it on address translation.
+//!
+//! An allocator is the one place that reaches every buffer, candle's included. The kernel is only asked
+//! (`madvise`); where it does not give huge pages nothing changes but the alignment.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// A huge page of x86-64, and the usual one of AArch64.
+const HUGE_PAGE: usize = 2 << 20;
+/// Allocations from this size on are worth a huge page of their own, most of which they fill.
+const LARGE: usize = HUGE_PAGE / 4 * 3;
+
+/// The system's allocator, with huge pages for large allocations. For `#[global_allocator]`.
+pub struct HugePages;
+
+/// What is really allocated for a large layout: it begins with a huge page, and ends with one if it would
+/// fill most of it. Otherwise its end stays on small pages: a huge one would be resident as a whole.
+fn pages(layout: Layout) -> Option<Layout> {
+    if layout.size() < LARGE {
+        return None;
+    }
+    let rest = layout.size() % HUGE_PAGE;
+    let size = if rest < LARGE {
+        layout.size()
+    } else {
+        layout.size().checked_next_multiple_of(HUGE_PAGE)?
+    };
+    Layout::from_size_align(size, layout.align().max(HUGE_PAGE)).ok()
+}
+
+// SAFETY: every call goes to the system's allocator, with a layout that is at least as large and as aligned
+// as the one asked for and that depends on nothing but that one, so what was allocated with a layout is freed
+// with the same.
+unsafe impl GlobalAlloc for HugePages {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match pages(layout) {
+            // SAFETY: the caller's promise: the layout is not empty.
+            None => unsafe { System.alloc(layout) },
+            Some(pages) => {
+                // SAFETY: the larger layout is not empty either.
+                let start = unsafe { System.alloc(pages) };
+                advise(start, pages.size() / HUGE_PAGE * HUGE_PAGE);
+                start
+            }
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if pages(layout).is_none() {
+            // SAFETY: the caller's promise.
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        // SAFETY: the caller's promise; what comes back, unless null, has `layout.size()` writable bytes.
+        unsafe {
+            let start = self.alloc(layout);
+            if !start.is_null() {
+                start.write_bytes(0, layout.size());
+            }
+            start
+        }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise: `start` was allocated with `layout`, that is with `pages(layout)`.
+        unsafe { System.dealloc(start, pages(layout).unwrap_or(layout)) }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise: `size`, rounded up to the alignment, does not overflow.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (pages(layout), pages(new)) {
+            // SAFETY: the caller's promise; both layouts are the system's own.
+            (None, None) => unsafe { System.realloc(start, layout, size) },
+            (Some(old), Some(new)) if old == new => start,
+            // SAFETY: the caller's promise; old and new do not overlap, and have so many bytes.
+            _ => unsafe {
+                let to = self.alloc(new);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(start, layout.size().min(size));
+                    self.dealloc(start, layout);
+                }
+                to
+            },
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn advise(start: *mut u8, len: usize) {
+    use nix::libc::{MADV_HUGEPAGE, madvise};
+    if !start.is_null() {
+        // SAFETY: the pages were just allocated; the advice changes nothing about their contents. That it may
+        // be refused does not matter.
+        unsafe { madvise(start.cast(), len, MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise(_: *mut u8, _: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(size: usize, align: usize) -> Layout {
+        Layout::from_size_align(size, align).unwrap()
+    }
+
+    #[test]
+    fn large_layouts_begin_with_a_huge_page_and_small_ones_stay() {
+        assert_eq!(pages(layout(LARGE - 1, 64)), None);
+        let one = Some(layout(HUGE_PAGE, HUGE_PAGE));
+        assert_eq!(pages(layout(LARGE, 64)), one);
+        let more = pages(layout(HUGE_PAGE + LARGE, 2 * HUGE_PAGE));
+        assert_eq!(more, Some(layout(2 * HUGE_PAGE, 2 * HUGE_PAGE)));
+        let less = pages(layout(HUGE_PAGE + 100, 8));
+        assert_eq!(less, Some(layout(HUGE_PAGE + 100, HUGE_PAGE)));
+        // A size that rounding up would overflow is the system's to refuse.
+        assert_eq!(pages(layout(isize::MAX as usize, 1)), None);
+    }
+
+    #[test]
+    fn contents_survive_growing_and_shrinking_across_the_limit() {
+        let byte = |i: usize| (i % 251) as u8;
+        let sizes = [100, LARGE + 7, HUGE_PAGE - 5, 3 * HUGE_PAGE, LARGE, 50];
+        // SAFETY: each pointer is used with the layout it was allocated with, within its size.
+        unsafe {
+            let mut start = HugePages.alloc_zeroed(layout(sizes[0], 8));
+            let mut size = sizes[0];
+            for (i, &next) in sizes.iter().enumerate() {
+                start = HugePages.realloc(start, layout(size, 8), next);
+                let kept = if i == 0 { 0 } else { size.min(next) };
+                for at in 0..kept {
+                    assert_eq!(*start.add(at), byte(at));
+                }
+                for at in 0..next {
+                    *start.add(at) = byte(at);
+                }
+                size = next;
+            }
+            HugePages.dealloc(start, layout(size, 8));
+            let zeros = HugePages.alloc_zeroed(layout(HUGE_PAGE, 4));
+            assert!((0..HUGE_PAGE).all(|at| *zeros.add(at) == 0));
+            assert!(zeros.addr().is_multiple_of(HUGE_PAGE));
+            HugePages.dealloc(zeros, layout(HUGE_PAGE, 4));
+        }
+    }
+}
