@@ -31,6 +31,9 @@ pub struct SequenceClassifier {
     num_labels: usize,
     dropout: f32,
     parameters: Parameters,
+    /// [B, D] each: what the encoder says of the first tokens, as f32, and its gradient.
+    first: Buffer,
+    d_first: Buffer,
     /// [B, D]: the pooler before tanh.
     dense: Buffer,
     /// [B, D]: behind tanh and dropout.
@@ -154,6 +157,8 @@ impl SequenceClassifier {
             classifier,
             num_labels,
             parameters,
+            first: Buffer::new(width),
+            d_first: Buffer::new(width),
             dense: Buffer::new(width),
             pooled: Buffer::new(width),
             d_pooled: Buffer::new(width),
@@ -217,8 +222,9 @@ impl SequenceClassifier {
             .backward(&d_logits, &pooled, &d_pooled, false)?;
         self.drop_out(&d_pooled)?;
         Activation::Tanh.backward(&dense, &d_pooled)?;
-        let d_first = self.encoder.output_gradient()?;
+        let d_first = self.d_first.rows(items)?;
         self.pooler.backward(&d_pooled, &first, &d_first, false)?;
+        first_rows::cast(&d_first, &self.encoder.output_gradient()?)?;
         self.encoder.backward()?;
         Ok(sum)
     }
@@ -261,6 +267,8 @@ impl SequenceClassifier {
     pub fn release(&mut self) {
         self.encoder.release();
         for buffer in [
+            &mut self.first,
+            &mut self.d_first,
             &mut self.dense,
             &mut self.pooled,
             &mut self.d_pooled,
@@ -273,8 +281,10 @@ impl SequenceClassifier {
 
     /// (first tokens' hidden states [B, D], logits [B, C]).
     fn forward(&mut self, input: &Input, dropout: Option<DropoutSeed>) -> Result<(Tensor, Tensor)> {
-        let first = self.encoder.forward(input, dropout, Queries::First)?;
-        let items = first.dim(0)?;
+        let hidden = self.encoder.forward(input, dropout, Queries::First)?;
+        let items = hidden.dim(0)?;
+        let first = self.first.rows(items)?;
+        first_rows::cast(&hidden, &first)?;
         let (dense, pooled) = (self.dense.rows(items)?, self.pooled.rows(items)?);
         self.pooler.forward(&first, &dense)?;
         Activation::Tanh.forward(&dense, &pooled)?;

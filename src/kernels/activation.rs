@@ -52,7 +52,10 @@ impl Activation {
     /// If shapes differ.
     pub fn forward(self, x: &Tensor, out: &Tensor) -> Result<()> {
         let _op = profile::op("activation", 0, 8 * x.elem_count());
-        run(x, out, |cpu, x, out| self.apply(cpu, x, out))
+        run(x, out, |cpu, x, out| {
+            out.copy_from_slice(x);
+            self.apply(cpu, out);
+        })
     }
 
     /// `d *= f'(x)`: turns the gradient of the output into that of the input, in place.
@@ -64,13 +67,13 @@ impl Activation {
         run(x, d, |cpu, x, d| self.apply_backward(cpu, x, d))
     }
 
-    /// [`Self::forward`] on slices of one length.
-    pub(super) fn apply(self, cpu: Cpu, x: &[f32], out: &mut [f32]) {
+    /// `x = f(x)`.
+    pub(super) fn apply(self, cpu: Cpu, x: &mut [f32]) {
         match self {
-            Self::Gelu => gelu(cpu, x, out),
-            Self::GeluTanh => gelu_tanh(cpu, x, out),
-            Self::Relu => zip(x, out, |x, _| x.max(0.0)),
-            Self::Tanh => zip(x, out, |x, _| x.tanh()),
+            Self::Gelu => gelu(cpu, x),
+            Self::GeluTanh => gelu_tanh(cpu, x),
+            Self::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+            Self::Tanh => x.iter_mut().for_each(|x| *x = x.tanh()),
         }
     }
 

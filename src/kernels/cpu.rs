@@ -71,7 +71,7 @@ pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// `#[inline(always)]`.
 ///
 /// `fn name<S: Lanes>(…)` writes its vectors out, for any [`Lanes`](super::lanes::Lanes): fast at any
-/// optimisation level. `fn name(…)` leaves plain loops to the compiler; the constant `FUSED` says whether
+/// optimisation level; it may have more type parameters. `fn name(…)` leaves plain loops to the compiler; the constant `FUSED` says whether
 /// the CPU has a fused multiply-add.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
@@ -105,37 +105,44 @@ macro_rules! multiversion {
     };
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident<$lanes:ident: Lanes>($($arg:ident: $ty:ty),* $(,)?) $body:block
+        $vis:vis fn $name:ident<$lanes:ident: Lanes $(, $kind:ident: $bound:path)*>($($arg:ident: $ty:ty),* $(,)?) $body:block
     ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
-        $vis fn $name(cpu: $crate::kernels::cpu::Cpu, $($arg: $ty),*) {
+        $vis fn $name<$($kind: $bound),*>(cpu: $crate::kernels::cpu::Cpu, $($arg: $ty),*) {
             use $crate::kernels::{cpu::Level, lanes};
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
-            fn body<$lanes: lanes::Lanes>($($arg: $ty),*) $body
+            fn body<$lanes: lanes::Lanes $(, $kind: $bound)*>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) {
-                    body::<lanes::Avx512>($($arg),*);
+                fn avx512<$($kind: $bound),*>($($arg: $ty),*) {
+                    body::<lanes::Avx512<false> $(, $kind)*>($($arg),*);
+                }
+                #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+                fn avx512_bf16<$($kind: $bound),*>($($arg: $ty),*) {
+                    body::<lanes::Avx512<true> $(, $kind)*>($($arg),*);
                 }
                 #[allow(clippy::too_many_arguments, reason = "slices with their shapes")]
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) {
-                    body::<lanes::Avx2>($($arg),*);
+                fn avx2<$($kind: $bound),*>($($arg: $ty),*) {
+                    body::<lanes::Avx2 $(, $kind)*>($($arg),*);
                 }
                 match cpu.level() {
                     // SAFETY: `cpu` proves that the CPU has the features.
-                    Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    Level::Avx512Bf16 => return unsafe { avx512_bf16::<$($kind),*>($($arg),*) },
                     // SAFETY: as above.
-                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    Level::Avx512 => return unsafe { avx512::<$($kind),*>($($arg),*) },
+                    // SAFETY: as above.
+                    Level::Avx2 => return unsafe { avx2::<$($kind),*>($($arg),*) },
                     Level::Portable => {}
                 }
             }
             debug_assert!(cfg!(not(target_arch = "x86_64")) || cpu.level() == Level::Portable);
-            body::<lanes::Portable>($($arg),*);
+            body::<lanes::Portable $(, $kind)*>($($arg),*);
         }
     };
 }

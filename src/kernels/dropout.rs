@@ -98,7 +98,7 @@ impl Dropout {
             S::wide_splat(token >> 32),
         ];
         Group {
-            words: philox::<S>(counter, self.key),
+            words: lower_halves::<S>(philox::<S>(counter, self.key)),
             threshold: self.threshold,
             scale: self.scale,
         }
@@ -108,7 +108,7 @@ impl Dropout {
 /// The decisions on [`GROUP`] columns of a row.
 #[derive(Clone, Copy)]
 pub struct Group<S: Lanes> {
-    words: [S::Wide; 4],
+    words: [S::Bits; 4],
     threshold: u32,
     scale: f32,
 }
@@ -117,7 +117,7 @@ impl<S: Lanes> Group<S> {
     /// The factors of columns `draw * LANES ..` of the group.
     #[inline(always)]
     pub fn factors(&self, draw: usize) -> S {
-        S::wide_select(
+        S::bits_select(
             self.words[draw / 2],
             draw % 2 == 1,
             self.threshold,
@@ -173,6 +173,12 @@ fn philox<S: Lanes>(counter: [S::Wide; 4], mut key: [u32; 2]) -> [S::Wide; 4] {
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     [c0, c1, c2, c3]
+}
+
+/// (A closure for each would not be compiled for the caller's CPU.)
+#[inline(always)]
+fn lower_halves<S: Lanes>([a, b, c, d]: [S::Wide; 4]) -> [S::Bits; 4] {
+    [S::wide_lower(a), S::wide_lower(b), S::wide_lower(c), S::wide_lower(d)]
 }
 
 #[cfg(test)]

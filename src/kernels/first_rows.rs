@@ -1,19 +1,25 @@
-//! The first token's row of every sequence, for heads that pool it, and row-wise dropout.
+//! The first token's row of every sequence, for heads that pool it; row-wise dropout; other types.
 
 use candle_core::{Result, Tensor, bail};
 
+use super::cpu::Cpu;
 use super::dropout::Dropout;
-use super::rows::{check_lens, for_blocks};
+use super::element::{Element, for_dtype};
+use super::rows::{add_narrow, check_lens, for_blocks, narrow, widen};
 use super::view;
 
 /// `out[b] = x[cu_seqlens[b]]`: [T, D] to [B, D].
 ///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes or types do not fit.
 pub fn gather(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result<()> {
+    for_dtype!(x, gather_of(x, cu_seqlens, out))
+}
+
+fn gather_of<T: Element>(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result<()> {
     let (firsts, width) = check(x, cu_seqlens, out)?;
-    view::read(x, |x| {
-        view::write(out, |out| {
+    view::read_as(x, |x: &[T]| {
+        view::write_as(out, |out: &mut [T]| {
             for (out, &first) in out.chunks_exact_mut(width).zip(firsts) {
                 out.copy_from_slice(&x[first as usize * width..][..width]);
             }
@@ -25,14 +31,19 @@ pub fn gather(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result<()> {
 /// `d_x[cu_seqlens[b]] += d[b]`.
 ///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes or types do not fit.
 pub fn scatter_add(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> Result<()> {
+    for_dtype!(d, scatter_add_of(d, cu_seqlens, d_x))
+}
+
+fn scatter_add_of<T: Element>(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> Result<()> {
     let (firsts, width) = check(d_x, cu_seqlens, d)?;
-    view::read(d, |d| {
-        view::write(d_x, |d_x| {
+    let (cpu, mut row) = (Cpu::best(), vec![0.0; width]);
+    view::read_as(d, |d: &[T]| {
+        view::write_as(d_x, |d_x: &mut [T]| {
             for (d, &first) in d.chunks_exact(width).zip(firsts) {
-                let row = &mut d_x[first as usize * width..][..width];
-                row.iter_mut().zip(d).for_each(|(x, d)| *x += d);
+                widen(cpu, d, &mut row);
+                add_narrow(cpu, &row, &mut d_x[first as usize * width..][..width]);
             }
             Ok(())
         })
@@ -44,19 +55,50 @@ pub fn scatter_add(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> Result<()> {
 /// # Errors
 /// If there is not one key per row.
 pub fn drop_out(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result<()> {
-    /// Rows of one task.
-    const ROWS: usize = 16;
     if dropout.is_none() {
         return Ok(());
     }
+    for_dtype!(x, drop_out_of(x, dropout, keys))
+}
+
+fn drop_out_of<T: Element>(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result<()> {
+    /// Rows of one task.
+    const ROWS: usize = 16;
     let (rows, width) = x.dims2()?;
     check_lens("dropout", rows, &[keys.len()])?;
-    view::write(x, |x| {
+    let cpu = Cpu::best();
+    view::write_as(x, |x: &mut [T]| {
         for_blocks(rows.div_ceil(ROWS), [(x, ROWS * width)], |i, [x]| {
+            let mut wide = vec![0.0; width];
             for (row, &key) in x.chunks_exact_mut(width).zip(&keys[i * ROWS..]) {
-                dropout.apply(key, row);
+                widen(cpu, row, &mut wide);
+                dropout.apply(key, &mut wide);
+                narrow(cpu, &wide, row);
             }
         });
+        Ok(())
+    })
+}
+
+/// `out = x`, of another type of element.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn cast(x: &Tensor, out: &Tensor) -> Result<()> {
+    check_lens("cast", x.elem_count(), &[out.elem_count()])?;
+    let cpu = Cpu::best();
+    let mut wide = vec![0.0; x.elem_count()];
+    for_dtype!(x, widen_tensor(cpu, x, &mut wide))?;
+    for_dtype!(out, narrow_tensor(cpu, &wide, out))
+}
+
+fn widen_tensor<T: Element>(cpu: Cpu, x: &Tensor, out: &mut [f32]) -> Result<()> {
+    view::read_as(x, |x: &[T]| widen(cpu, x, out))
+}
+
+fn narrow_tensor<T: Element>(cpu: Cpu, x: &[f32], out: &Tensor) -> Result<()> {
+    view::write_as(out, |out: &mut [T]| {
+        narrow(cpu, x, out);
         Ok(())
     })
 }

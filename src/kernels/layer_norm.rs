@@ -7,7 +7,9 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::{Cpu, multiversion};
 use super::dropout::Dropout;
-use super::rows::{LANES, add, check_lens, for_blocks, read_all};
+use super::element::{Element, for_dtype};
+use super::pool::{Disjoint, parallel_for};
+use super::rows::{LANES, add, add_widened, check_lens, narrow, widen};
 use super::{profile, view};
 
 /// Rows of one task of the forward.
@@ -57,11 +59,46 @@ pub struct Dropped<'a> {
     pub keys: &'a [u64],
 }
 
-/// `out = LN(residual + dropout(x))`, or `LN(x)`.
+/// `out = LN(residual + dropout(x))`, or `LN(x)`. `residual`, `saved.normalised` and `out` have one type of
+/// element; `x` has that or f32.
 ///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes or types do not fit.
 pub fn forward(
+    norm: &LayerNorm,
+    x: &Tensor,
+    residual: Option<&Residual>,
+    saved: &Saved,
+    out: &Tensor,
+) -> Result<()> {
+    if x.dtype() == out.dtype() {
+        for_dtype!(out, forward_same(norm, x, residual, saved, out))
+    } else {
+        for_dtype!(out, forward_from_f32(norm, x, residual, saved, out))
+    }
+}
+
+fn forward_same<T: Element>(
+    norm: &LayerNorm,
+    x: &Tensor,
+    residual: Option<&Residual>,
+    saved: &Saved,
+    out: &Tensor,
+) -> Result<()> {
+    forward_of::<T, T>(norm, x, residual, saved, out)
+}
+
+fn forward_from_f32<T: Element>(
+    norm: &LayerNorm,
+    x: &Tensor,
+    residual: Option<&Residual>,
+    saved: &Saved,
+    out: &Tensor,
+) -> Result<()> {
+    forward_of::<f32, T>(norm, x, residual, saved, out)
+}
+
+fn forward_of<X: Element, T: Element>(
     norm: &LayerNorm,
     x: &Tensor,
     residual: Option<&Residual>,
@@ -76,46 +113,56 @@ pub fn forward(
     if !dropout.is_none() && keys.len() != rows {
         bail!("layer_norm: {} keys for {rows} rows", keys.len())
     }
-    let other = residual.map_or(x, |r| r.tensor);
-    let _op = profile::op("layer norm", 0, 4 * 4 * rows * width);
+    let _op = profile::op("layer norm", 0, 4 * size_of::<T>() * rows * width);
     let cpu = Cpu::best();
-    read_all(
-        [x, other, norm.gamma, norm.beta],
-        |[x, other, gamma, beta]| {
-            view::write(saved.normalised, |normalised| {
+    let others: Vec<&Tensor> = residual.iter().map(|r| r.tensor).collect();
+    let outputs = [saved.normalised, out];
+    view::read_as(x, |x: &[X]| {
+        view::read_list(&others, |other: &[&[T]]| {
+            view::read_list(&[norm.gamma, norm.beta], |parameters: &[&[f32]]| {
                 view::write(saved.rstd, |rstd| {
-                    view::write(out, |out| {
-                        let sizes = [other.len(), normalised.len(), out.len(), rstd.len() * width];
-                        check_lens("layer_norm", rows * width, &sizes)?;
-                        check_lens("layer_norm", width, &[gamma.len(), beta.len()])?;
-                        let cut = FORWARD_ROWS * width;
-                        let outputs = [(normalised, cut), (rstd, FORWARD_ROWS), (out, cut)];
-                        for_blocks(rows.div_ceil(FORWARD_ROWS), outputs, |i, [n, rstd, out]| {
-                            for (r, rstd) in rstd.iter_mut().enumerate() {
-                                let (row, at) = (i * FORWARD_ROWS + r, r * width);
-                                let n = &mut n[at..at + width];
-                                n.copy_from_slice(&x[row * width..][..width]);
-                                if residual.is_some() {
-                                    dropout.apply(keys.get(row).copied().unwrap_or(0), n);
-                                    add(cpu, n, &other[row * width..][..width]);
+                    view::write_list(&outputs, |mut outputs: Vec<&mut [T]>| {
+                        let other = other.first().copied();
+                        for slice in outputs.iter().map(|o| o.len()).chain(other.map(<[T]>::len)) {
+                            check_lens("layer_norm", rows * width, &[slice, rstd.len() * width])?;
+                        }
+                        check_lens("layer_norm", width, &[parameters[0].len(), parameters[1].len()])?;
+                        let (Some(out), Some(normalised)) = (outputs.pop(), outputs.pop()) else {
+                            bail!("layer_norm: two outputs")
+                        };
+                        let (out, normalised) = (Disjoint::new(out), Disjoint::new(normalised));
+                        let rstd = Disjoint::new(rstd);
+                        parallel_for(rows.div_ceil(FORWARD_ROWS), |task| {
+                            let mut wide = vec![0.0; width];
+                            for row in task * FORWARD_ROWS..((task + 1) * FORWARD_ROWS).min(rows) {
+                                let at = row * width..(row + 1) * width;
+                                widen(cpu, &x[at.clone()], &mut wide);
+                                if let Some(other) = other {
+                                    dropout.apply(keys.get(row).copied().unwrap_or(0), &mut wide);
+                                    add_widened(cpu, &other[at.clone()], &mut wide);
                                 }
-                                normalise(cpu, n, norm.eps, rstd);
-                                scale_shift(cpu, n, gamma, beta, &mut out[at..at + width]);
+                                // SAFETY: each task writes its own rows.
+                                let (rstd, n, out) = unsafe {
+                                    (rstd.slice(row..row + 1), normalised.slice(at.clone()), out.slice(at))
+                                };
+                                normalise(cpu, &mut wide, norm.eps, &mut rstd[0]);
+                                finish(cpu, &wide, parameters[0], parameters[1], n, out);
                             }
                         });
                         Ok(())
                     })
                 })
             })
-        },
-    )?
+        })?
+    })??
 }
 
 /// Gradients: `d_sum` [T, D] is overwritten with that of `residual` (or of `x`), `dropped.d_x` with that of
-/// `x`; `d_gamma`, `d_beta` [D] are added to. `partials` is scratch that the caller keeps.
+/// `x`; `d_gamma`, `d_beta` [D] are added to. `partials` is scratch that the caller keeps. `d_out` and
+/// `saved.normalised` have one type of element; `d_sum` and `dropped.d_x` have that or f32.
 ///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes or types do not fit.
 #[expect(clippy::too_many_arguments, reason = "an op's inputs and outputs")]
 pub fn backward(
     gamma: &Tensor,
@@ -128,39 +175,90 @@ pub fn backward(
     partials: &mut Vec<f32>,
 ) -> Result<()> {
     let (rows, width) = d_out.dims2()?;
-    let _op = profile::op("layer norm backward", 0, 4 * 4 * rows * width);
-    let blocks = rows.div_ceil(PARTIAL_ROWS);
-    partials.resize(blocks * 2 * width, 0.0);
-    let cpu = Cpu::best();
-    let inputs = [d_out, saved.normalised, saved.rstd, gamma];
-    read_all(inputs, |[d_out, normalised, rstd, gamma]| {
-        view::write(d_sum, |d_sum| {
-            let sizes = [normalised.len(), d_sum.len(), rstd.len() * width];
-            check_lens("layer_norm backward", rows * width, &sizes)?;
-            check_lens("layer_norm backward", width, &[gamma.len()])?;
-            let outputs = [
-                (d_sum, PARTIAL_ROWS * width),
-                (partials.as_mut_slice(), 2 * width),
-            ];
-            for_blocks(blocks, outputs, |i, [d_sum, partial]| {
-                partial.fill(0.0);
-                for (r, d_sum) in d_sum.chunks_exact_mut(width).enumerate() {
-                    let row = i * PARTIAL_ROWS + r;
-                    let (d_out, n) = (
-                        &d_out[row * width..][..width],
-                        &normalised[row * width..][..width],
-                    );
-                    backward_row(cpu, d_out, n, gamma, rstd[row], d_sum, partial);
-                }
-            });
-            Ok(())
-        })
-    })??;
-    add_partials(partials, width, d_gamma, d_beta)?;
-    match dropped {
-        Some(dropped) => drop_out(d_sum, dropped, width),
-        None => Ok(()),
+    let _op = profile::op("layer norm backward", 0, 4 * d_out.dtype().size_in_bytes() * rows * width);
+    partials.resize(rows.div_ceil(PARTIAL_ROWS) * 2 * width, 0.0);
+    if d_sum.dtype() == d_out.dtype() {
+        for_dtype!(d_out, backward_same(gamma, saved, d_out, dropped, d_sum, partials))?;
+    } else {
+        for_dtype!(d_out, backward_to_f32(gamma, saved, d_out, dropped, d_sum, partials))?;
     }
+    add_partials(partials, width, d_gamma, d_beta)
+}
+
+fn backward_same<T: Element>(
+    gamma: &Tensor,
+    saved: &Saved,
+    d_out: &Tensor,
+    dropped: Option<&Dropped>,
+    d_sum: &Tensor,
+    partials: &mut [f32],
+) -> Result<()> {
+    backward_of::<T, T>(gamma, saved, d_out, dropped, d_sum, partials)
+}
+
+fn backward_to_f32<T: Element>(
+    gamma: &Tensor,
+    saved: &Saved,
+    d_out: &Tensor,
+    dropped: Option<&Dropped>,
+    d_sum: &Tensor,
+    partials: &mut [f32],
+) -> Result<()> {
+    backward_of::<T, f32>(gamma, saved, d_out, dropped, d_sum, partials)
+}
+
+fn backward_of<T: Element, X: Element>(
+    gamma: &Tensor,
+    saved: &Saved,
+    d_out: &Tensor,
+    dropped: Option<&Dropped>,
+    d_sum: &Tensor,
+    partials: &mut [f32],
+) -> Result<()> {
+    let (rows, width) = d_out.dims2()?;
+    if let Some(dropped) = dropped
+        && !dropped.dropout.is_none()
+        && dropped.keys.len() != rows
+    {
+        bail!("layer_norm backward: {} keys for {rows} rows", dropped.keys.len())
+    }
+    let cpu = Cpu::best();
+    let outputs: Vec<&Tensor> = [d_sum].into_iter().chain(dropped.map(|d| d.d_x)).collect();
+    view::read_list(&[d_out, saved.normalised], |inputs: &[&[T]]| {
+        view::read_list(&[saved.rstd, gamma], |scales: &[&[f32]]| {
+            view::write_list(&outputs, |outputs: Vec<&mut [X]>| {
+                let (d_out, normalised, rstd, gamma) = (inputs[0], inputs[1], scales[0], scales[1]);
+                for output in &outputs {
+                    let sizes = [normalised.len(), rstd.len() * width, output.len()];
+                    check_lens("layer_norm backward", rows * width, &sizes)?;
+                }
+                check_lens("layer_norm backward", width, &[gamma.len()])?;
+                let outputs: Vec<_> = outputs.into_iter().map(Disjoint::new).collect();
+                let partials = Disjoint::new(partials);
+                parallel_for(rows.div_ceil(PARTIAL_ROWS), |block| {
+                    // SAFETY: each task has its own block of partial sums.
+                    let partial = unsafe { partials.slice(block * 2 * width..(block + 1) * 2 * width) };
+                    partial.fill(0.0);
+                    let (mut d, mut n) = (vec![0.0; width], vec![0.0; width]);
+                    for row in block * PARTIAL_ROWS..((block + 1) * PARTIAL_ROWS).min(rows) {
+                        let at = row * width..(row + 1) * width;
+                        widen(cpu, &d_out[at.clone()], &mut d);
+                        widen(cpu, &normalised[at.clone()], &mut n);
+                        backward_row(cpu, &n, gamma, rstd[row], &mut d, partial);
+                        for (i, output) in outputs.iter().enumerate() {
+                            if let (1, Some(dropped)) = (i, dropped) {
+                                let key = dropped.keys.get(row).copied().unwrap_or(0);
+                                dropped.dropout.apply(key, &mut d);
+                            }
+                            // SAFETY: each task writes its own rows.
+                            narrow(cpu, &d, unsafe { output.slice(at.clone()) });
+                        }
+                    }
+                });
+                Ok(())
+            })
+        })?
+    })?
 }
 
 /// Adds the blocks' partial sums in order.
@@ -178,115 +276,83 @@ fn add_partials(partials: &[f32], width: usize, d_gamma: &Tensor, d_beta: &Tenso
     })
 }
 
-/// `d_x = dropout(d_sum)` row by row.
-fn drop_out(d_sum: &Tensor, dropped: &Dropped, width: usize) -> Result<()> {
-    let Dropped { d_x, dropout, keys } = dropped;
-    view::read(d_sum, |d_sum| {
-        view::write(d_x, |d_x| {
-            check_lens("layer_norm backward", d_sum.len(), &[d_x.len()])?;
-            let rows = d_sum.len() / width;
-            if !dropout.is_none() && keys.len() != rows {
-                bail!("layer_norm backward: {} keys for {rows} rows", keys.len())
-            }
-            let cut = FORWARD_ROWS * width;
-            for_blocks(rows.div_ceil(FORWARD_ROWS), [(d_x, cut)], |i, [d_x]| {
-                for (r, d_x) in d_x.chunks_exact_mut(width).enumerate() {
-                    let row = i * FORWARD_ROWS + r;
-                    d_x.copy_from_slice(&d_sum[row * width..][..width]);
-                    dropout.apply(keys.get(row).copied().unwrap_or(0), d_x);
-                }
-            });
-            Ok(())
-        })
-    })?
-}
-
 multiversion! {
     /// Brings a row to mean 0 and variance 1. Two passes: the variance of the centred row
     /// does not cancel.
-    fn normalise(row: &mut [f32], eps: f32, rstd_out: &mut f32) {
+    fn normalise<S: Lanes>(row: &mut [f32], eps: f32, rstd_out: &mut f32) {
         #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
         let count = row.len() as f32;
-        let mean = sum_by(row, |x| x) / count;
-        for x in row.iter_mut() {
-            *x -= mean;
+        let mut sum = S::splat(0.0);
+        for part in row.chunks(LANES) {
+            sum = sum.add(S::load_part(part));
         }
-        let variance = sum_by(row, |x| x * x) / count;
-        let rstd = 1.0 / (variance + eps).sqrt();
-        for x in row.iter_mut() {
-            *x *= rstd;
+        let mean = S::splat(sum.sum() / count);
+        let mut squares = S::splat(0.0);
+        for part in row.chunks_mut(LANES) {
+            // The lanes behind the row's end stay zero.
+            let x = S::load_part(part).sub(mean).first(part.len(), 0.0);
+            squares = x.mul_add(x, squares);
+            x.store_part(part);
+        }
+        let rstd = 1.0 / (squares.sum() / count + eps).sqrt();
+        for part in row.chunks_mut(LANES) {
+            S::load_part(part).mul(S::splat(rstd)).store_part(part);
         }
         *rstd_out = rstd;
     }
 }
 
 multiversion! {
-    fn scale_shift(row: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
-        for (((out, x), gamma), beta) in out.iter_mut().zip(row).zip(gamma).zip(beta) {
-            *out = x * gamma + beta;
+    /// `n = row`, `out = gamma row + beta`.
+    fn finish<S: Lanes, T: Element>(
+        row: &[f32],
+        gamma: &[f32],
+        beta: &[f32],
+        n: &mut [T],
+        out: &mut [T],
+    ) {
+        let parameters = gamma.chunks(LANES).zip(beta.chunks(LANES));
+        let outputs = n.chunks_mut(LANES).zip(out.chunks_mut(LANES));
+        for ((row, (gamma, beta)), (n, out)) in row.chunks(LANES).zip(parameters).zip(outputs) {
+            let x = S::load_part(row);
+            T::store_part(x, n);
+            T::store_part(x.mul_add(S::load_part(gamma), S::load_part(beta)), out);
         }
     }
 }
 
 multiversion! {
-    /// `d_sum = rstd * (g - mean(g) - n * mean(g * n))` with `g = gamma * d_out`; adds the row's share of
-    /// the gradients of gamma, then beta, to `partial`.
-    fn backward_row(
-        d_out: &[f32],
+    /// Turns a row's output gradient into `rstd * (g - mean(g) - n * mean(g * n))` with `g = gamma * d`;
+    /// adds the row's share of the gradients of gamma, then beta, to `partial`.
+    fn backward_row<S: Lanes>(
         n: &[f32],
         gamma: &[f32],
         rstd: f32,
-        d_sum: &mut [f32],
+        d: &mut [f32],
         partial: &mut [f32],
     ) {
-        let (d_gamma, d_beta) = partial.split_at_mut(d_out.len());
+        let (d_gamma, d_beta) = partial.split_at_mut(n.len());
         #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
-        let count = d_out.len() as f32;
-        for ((((g, d), n), d_gamma), d_beta) in d_sum
-            .iter_mut()
-            .zip(d_out)
-            .zip(n)
-            .zip(d_gamma.iter_mut())
-            .zip(d_beta.iter_mut())
-        {
-            *d_gamma += d * n;
-            *d_beta += d;
-            *g = *d;
+        let count = n.len() as f32;
+        let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
+        let sums = d_gamma.chunks_mut(LANES).zip(d_beta.chunks_mut(LANES));
+        let inputs = n.chunks(LANES).zip(gamma.chunks(LANES));
+        for ((d, (n, gamma)), (d_gamma, d_beta)) in d.chunks_mut(LANES).zip(inputs).zip(sums) {
+            let (x, n) = (S::load_part(d), S::load_part(n));
+            x.mul_add(n, S::load_part(d_gamma)).store_part(d_gamma);
+            x.add(S::load_part(d_beta)).store_part(d_beta);
+            let g = x.mul(S::load_part(gamma));
+            sum = sum.add(g);
+            along = g.mul_add(n, along);
+            g.store_part(d);
         }
-        for (g, gamma) in d_sum.iter_mut().zip(gamma) {
-            *g *= gamma;
-        }
-        let mean = sum_by(d_sum, |g| g) / count;
-        let along = dot(d_sum, n) / count;
-        for (g, n) in d_sum.iter_mut().zip(n) {
-            *g = rstd * (*g - mean - n * along);
-        }
-    }
-}
-
-#[inline(always)]
-fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] += f(chunk[lane]);
+        let mean = S::splat(sum.sum() / count);
+        let along = S::splat(-along.sum() / count);
+        for (d, n) in d.chunks_mut(LANES).zip(n.chunks(LANES)) {
+            let centred = S::load_part(d).sub(mean);
+            S::load_part(n).mul_add(along, centred).mul(S::splat(rstd)).store_part(d);
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|&x| f(x)).sum::<f32>()
-}
-
-#[inline(always)]
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    for (x, y) in xs.iter().zip(ys) {
-        for lane in 0..LANES {
-            lanes[lane] += x[lane] * y[lane];
-        }
-    }
-    let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
-    lanes.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod element;
 pub mod embedding;
 pub mod exp;
 pub mod first_rows;

@@ -4,11 +4,9 @@
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
 use super::cpu::multiversion;
+use super::element::Element;
+pub(super) use super::lanes::LANES;
 use super::pool::{Disjoint, parallel_for};
-
-/// Partial sums are kept in this many lanes whatever the machine's vectors are, so that the order of
-/// additions is the same everywhere.
-pub(super) const LANES: usize = 16;
 
 /// Calls `f` with the elements of several contiguous f32 CPU tensors.
 ///
@@ -52,12 +50,48 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// `to = from`, as f32.
+    pub(super) fn widen<S: Lanes, T: Element>(from: &[T], to: &mut [f32]) {
+        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            T::load_part::<S>(from).store_part(to);
+        }
+    }
+}
+
+multiversion! {
+    /// `to += from`.
+    pub(super) fn add_widened<S: Lanes, T: Element>(from: &[T], to: &mut [f32]) {
+        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            S::load_part(to).add(T::load_part::<S>(from)).store_part(to);
+        }
+    }
+}
+
+multiversion! {
+    /// `to = from`, rounded to the nearest.
+    pub(super) fn narrow<S: Lanes, T: Element>(from: &[f32], to: &mut [T]) {
+        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            T::store_part(S::load_part(from), to);
+        }
+    }
+}
+
+multiversion! {
+    /// `to += from`, rounded to the nearest.
+    pub(super) fn add_narrow<S: Lanes, T: Element>(from: &[f32], to: &mut [T]) {
+        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            T::store_part(T::load_part::<S>(to).add(S::load_part(from)), to);
+        }
+    }
+}
+
 /// Cuts every output into blocks of its own length and calls `f(i, [block i of each])` for all
 /// `i < blocks`, possibly side by side. The last block may be shorter.
-pub(super) fn for_blocks<const N: usize>(
+pub(super) fn for_blocks<const N: usize, T: Send>(
     blocks: usize,
-    outputs: [(&mut [f32], usize); N],
-    f: impl Fn(usize, [&mut [f32]; N]) + Sync,
+    outputs: [(&mut [T], usize); N],
+    f: impl Fn(usize, [&mut [T]; N]) + Sync,
 ) {
     let outputs = outputs.map(|(slice, block)| (Disjoint::new(slice), block));
     parallel_for(blocks, |i| {

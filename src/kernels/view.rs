@@ -5,22 +5,18 @@
 //! for its lock for ever, so an op's outputs never share storage with its inputs.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+use super::element::Element;
 
 /// Calls `f` with the elements of a contiguous f32 CPU tensor.
 ///
 /// # Errors
 /// If the tensor is not f32, not contiguous or not on the CPU.
 pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(CpuStorage::F32(data)) = &*storage else {
-        bail!("expected an f32 tensor on the CPU")
-    };
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(f(&data[start..end])),
-        None => bail!("expected a contiguous tensor"),
-    }
+    read_as(tensor, f)
 }
 
 /// Calls `f` with the mutable elements of a contiguous f32 CPU tensor; every view of the same storage sees
@@ -29,8 +25,53 @@ pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
 /// # Errors
 /// If the tensor is not f32, not contiguous or not on the CPU, and what `f` answers.
 pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
+    write_as(tensor, f)
+}
+
+/// As [`read`], for any type of element.
+///
+/// # Errors
+/// If the tensor is not of that type, not contiguous or not on the CPU.
+pub fn read_as<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Ok(f(elements(&storage, layout)?))
+}
+
+fn elements<'a, T: Element>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+    let Storage::Cpu(storage) = storage else {
+        bail!("expected a tensor on the CPU")
+    };
+    let data = storage.as_slice::<T>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => bail!("expected a contiguous tensor"),
+    }
+}
+
+/// Calls `f` with the elements of several contiguous CPU tensors of one type.
+///
+/// # Errors
+/// As [`read_as`].
+pub fn read_list<T: Element, R>(tensors: &[&Tensor], f: impl FnOnce(&[&[T]]) -> R) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let slices: Result<Vec<&[T]>> = guards
+        .iter()
+        .map(|(storage, layout)| elements(storage, layout))
+        .collect();
+    Ok(f(&slices?))
+}
+
+/// As [`write`], for any type of element.
+///
+/// # Errors
+/// If the tensor is not of that type, not contiguous or not on the CPU, and what `f` answers.
+pub fn write_as<T: Element, R>(
+    tensor: &Tensor,
+    f: impl FnOnce(&mut [T]) -> Result<R>,
+) -> Result<R> {
     let op = Write {
         state: RefCell::new(State::Pending(f)),
+        element: PhantomData::<T>,
     };
     tensor.inplace_op1(&op)?;
     match op.state.into_inner() {
@@ -39,32 +80,14 @@ pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Res
     }
 }
 
-/// Calls `f` with the elements of several contiguous f32 CPU tensors.
+/// Calls `f` with the mutable elements of several contiguous CPU tensors of one type, no two of which share
+/// storage.
 ///
 /// # Errors
-/// If a tensor is not f32, not contiguous or not on the CPU.
-pub fn read_list<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
-    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices = Vec::with_capacity(guards.len());
-    for (storage, layout) in &guards {
-        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
-            bail!("expected an f32 tensor on the CPU")
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("expected a contiguous tensor")
-        };
-        slices.push(&data[start..end]);
-    }
-    Ok(f(&slices))
-}
-
-/// Calls `f` with the mutable elements of several contiguous f32 CPU tensors, no two of which share storage.
-///
-/// # Errors
-/// If a tensor is not f32, not contiguous or not on the CPU, and what `f` answers.
-pub fn write_list<R>(
+/// As [`write_as`].
+pub fn write_list<T: Element, R>(
     tensors: &[&Tensor],
-    f: impl FnOnce(Vec<&mut [f32]>) -> Result<R>,
+    f: impl FnOnce(Vec<&mut [T]>) -> Result<R>,
 ) -> Result<R> {
     let mut result = None;
     nest(tensors, Vec::with_capacity(tensors.len()), |parts| {
@@ -75,21 +98,26 @@ pub fn write_list<R>(
             .map(|(start, len)| unsafe { std::slice::from_raw_parts_mut(start, len) });
         result = Some(f(slices.collect()));
     })?;
-    result.unwrap_or_else(|| bail!("the in-place op did not run"))
+    match result {
+        Some(result) => result,
+        None => bail!("the in-place op did not run"),
+    }
 }
 
+type Part<T> = (*mut T, usize);
+
 /// Writes into the first tensor, within that into the next one, and so on; calls `f` inside of all.
-fn nest(
+fn nest<T: Element>(
     tensors: &[&Tensor],
-    mut parts: Vec<(*mut f32, usize)>,
-    f: impl FnOnce(Vec<(*mut f32, usize)>),
+    mut parts: Vec<Part<T>>,
+    f: impl FnOnce(Vec<Part<T>>),
 ) -> Result<()> {
     let Some((first, rest)) = tensors.split_first() else {
         f(parts);
         return Ok(());
     };
-    let f: Box<dyn FnOnce(Vec<(*mut f32, usize)>) + '_> = Box::new(f);
-    write(first, |data| {
+    let f: Box<dyn FnOnce(Vec<Part<T>>) + '_> = Box::new(f);
+    write_as(first, |data: &mut [T]| {
         parts.push((data.as_mut_ptr(), data.len()));
         nest(rest, parts, f)
     })
@@ -101,18 +129,19 @@ enum State<F, R> {
     Done(R),
 }
 
-struct Write<F, R> {
+struct Write<T, F, R> {
     state: RefCell<State<F, R>>,
+    element: PhantomData<T>,
 }
 
-impl<F: FnOnce(&mut [f32]) -> Result<R>, R> InplaceOp1 for Write<F, R> {
+impl<T: Element, F: FnOnce(&mut [T]) -> Result<R>, R> InplaceOp1 for Write<T, F, R> {
     fn name(&self) -> &'static str {
         "view-write"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(data) = storage else {
-            bail!("expected an f32 tensor on the CPU")
+        let Some(data) = T::slice_mut(storage) else {
+            bail!("expected elements of type {:?}", T::DTYPE)
         };
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("expected a contiguous tensor")
@@ -151,18 +180,18 @@ mod tests {
     fn several_are_written_at_once() {
         let tensors = [2, 0, 3].map(|n| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap());
         let list: Vec<&Tensor> = tensors.iter().collect();
-        write_list(&list, |parts| {
+        write_list(&list, |parts: Vec<&mut [f32]>| {
             for (i, part) in parts.into_iter().enumerate() {
                 part.fill(i as f32 + 1.0);
             }
             Ok(())
         })
         .unwrap();
-        let seen = read_list(&list, |parts| parts.concat()).unwrap();
+        let seen = read_list(&list, |parts: &[&[f32]]| parts.concat()).unwrap();
         assert_eq!(seen, [1.0, 1.0, 3.0, 3.0, 3.0]);
         let other = Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
-        assert!(write_list(&[&tensors[0], &other], |_| Ok(())).is_err());
-        assert!(read_list(&[&other], |_| ()).is_err());
+        assert!(write_list(&[&tensors[0], &other], |_: Vec<&mut [f32]>| Ok(())).is_err());
+        assert!(read_list(&[&other], |_: &[&[f32]]| ()).is_err());
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Preallocated f32 buffers: grown when a larger micro-batch comes, never shrunk, so that a training run
+//! Preallocated buffers: grown when a larger micro-batch comes, never shrunk, so that a training run
 //! soon stops allocating and pages stay warm.
 
 use std::io;
 
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
+use half::bf16;
 
 /// Capacities are multiples of this many rows, so that a slightly longer micro-batch finds room.
 const ROUND_ROWS: usize = 64;
@@ -12,13 +13,23 @@ const ROUND_ROWS: usize = 64;
 #[derive(Debug)]
 pub struct Buffer {
     width: usize,
+    dtype: DType,
     rows: Option<Tensor>,
 }
 
 impl Buffer {
-    /// An empty buffer; memory comes with the first use.
+    /// An empty buffer of f32; memory comes with the first use.
     pub fn new(width: usize) -> Self {
-        Self { width, rows: None }
+        Self::of(DType::F32, width)
+    }
+
+    /// The same, of f32 or bf16.
+    pub fn of(dtype: DType, width: usize) -> Self {
+        Self {
+            width,
+            dtype,
+            rows: None,
+        }
     }
 
     /// The first `rows` rows, [rows, width]. They keep what was written until the buffer has to grow.
@@ -31,7 +42,10 @@ impl Buffer {
             _ => {
                 self.rows = None; // Frees the old memory first.
                 let shape = (rows.next_multiple_of(ROUND_ROWS), self.width);
-                let tensor = Tensor::from_vec(zeros(shape)?, shape, &Device::Cpu)?;
+                let tensor = match self.dtype {
+                    DType::BF16 => Tensor::from_vec(filled(bf16::ZERO, shape)?, shape, &Device::Cpu)?,
+                    _ => Tensor::from_vec(filled(0f32, shape)?, shape, &Device::Cpu)?,
+                };
                 self.rows.insert(tensor).narrow(0, 0, rows)
             }
         }
@@ -43,13 +57,13 @@ impl Buffer {
     }
 }
 
-/// Zeros, or an error where candle would end the process.
-fn zeros((rows, width): (usize, usize)) -> Result<Vec<f32>> {
+/// Copies of `zero`, or an error where candle would end the process.
+fn filled<T: Clone>(zero: T, (rows, width): (usize, usize)) -> Result<Vec<T>> {
     let none = |_| io::Error::from(io::ErrorKind::OutOfMemory);
     let mut values = Vec::new();
     let len = rows.saturating_mul(width);
     values.try_reserve_exact(len).map_err(none)?;
-    values.resize(len, 0.0);
+    values.resize(len, zero);
     Ok(values)
 }
 
@@ -89,9 +103,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// For layers of these widths.
-    pub fn new(hidden: usize, intermediate: usize) -> Self {
-        let buffer = || Buffer::new(hidden);
+    /// For layers of these widths, whose activations are of this type.
+    pub fn new(dtype: DType, hidden: usize, intermediate: usize) -> Self {
+        let buffer = || Buffer::of(dtype, hidden);
         Self {
             hidden: buffer(),
             middle: buffer(),
@@ -101,7 +115,7 @@ impl Workspace {
             d_key: buffer(),
             d_value: buffer(),
             d_context: buffer(),
-            d_intermediate: Buffer::new(intermediate),
+            d_intermediate: Buffer::of(dtype, intermediate),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Word, position and token type embeddings, summed, normalised, dropped out (HF `BertEmbeddings`).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{Buffer, Loaded, MicroBatch, Norm, Parameter, ParameterSource, Parameters};
 use crate::kernels::attention::Queries;
@@ -24,6 +24,8 @@ pub struct EmbeddingsShape {
     pub dropout: f32,
     /// Number of the dropout layer.
     pub site: u32,
+    /// Type of the output's elements.
+    pub dtype: DType,
 }
 
 /// `dropout(LN(word + position + token type))`.
@@ -63,7 +65,13 @@ impl Embeddings {
             word,
             position,
             token_type,
-            norm: Norm::load(source, &format!("{name}.LayerNorm"), width, shape.eps)?,
+            norm: Norm::load(
+                source,
+                &format!("{name}.LayerNorm"),
+                width,
+                shape.eps,
+                shape.dtype,
+            )?,
             sum: Buffer::new(width),
             input_ids: Vec::new(),
             token_type_ids: Vec::new(),
@@ -135,8 +143,6 @@ impl Embeddings {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
     use crate::layers::DropoutSeed;
     use crate::layers::testing::{NoiseSource, Oracle, assert_close, factors, noise_rows};
@@ -151,6 +157,7 @@ mod tests {
             eps: 1e-5,
             dropout: 0.3,
             site: 2,
+            dtype: DType::F32,
         };
         let mut layer = Embeddings::load(&mut NoiseSource, "e", shape).unwrap();
         let mut parameters = Parameters::default();
@@ -192,6 +199,7 @@ mod tests {
             eps: 1e-5,
             dropout: 0.0,
             site: 0,
+            dtype: DType::F32,
         };
         let mut layer = Embeddings::load(&mut NoiseSource, "e", shape).unwrap();
         let mut batch = MicroBatch::default();

@@ -95,15 +95,15 @@ impl EncoderLayer {
         shape: &EncoderLayerShape,
         precision: Precision,
     ) -> Loaded<Self, S> {
-        let (width, eps) = (shape.hidden_size, shape.eps);
+        let (width, eps, dtype) = (shape.hidden_size, shape.eps, precision.storage());
         Ok(Self {
             attention: SelfAttention::load(source, names, shape, precision)?,
-            attention_norm: Norm::load(source, &names.attention_norm, width, eps)?,
+            attention_norm: Norm::load(source, &names.attention_norm, width, eps, dtype)?,
             feed_forward: FeedForward::load(source, names, shape, precision)?,
-            output_norm: Norm::load(source, &names.output_norm, width, eps)?,
+            output_norm: Norm::load(source, &names.output_norm, width, eps, dtype)?,
             hidden_dropout: shape.hidden_dropout,
             first_site: shape.first_site,
-            first: Buffer::new(width),
+            first: Buffer::of(dtype, width),
             saved: None,
         })
     }
@@ -281,7 +281,7 @@ mod tests {
         let x = noise_rows("x", batch.tokens(), shape.hidden_size);
         let weights = noise_rows("w", batch.keys(queries).len(), shape.hidden_size);
 
-        let mut workspace = Workspace::new(shape.hidden_size, shape.intermediate_size);
+        let mut workspace = Workspace::new(DType::F32, shape.hidden_size, shape.intermediate_size);
         let out = layer.forward(&x, batch, queries, &mut workspace).unwrap();
         let d_out = workspace.hidden.rows(out.dim(0).unwrap()).unwrap();
         set(&d_out, &view::read(&weights, <[f32]>::to_vec).unwrap());
@@ -335,7 +335,7 @@ mod tests {
         let shape = shape(Activation::Gelu);
         let mut layer =
             EncoderLayer::load(&mut NoiseSource, &names(), &shape, Precision::F32).unwrap();
-        let mut workspace = Workspace::new(shape.hidden_size, shape.intermediate_size);
+        let mut workspace = Workspace::new(DType::F32, shape.hidden_size, shape.intermediate_size);
         assert!(layer.backward(&batch(false), &mut workspace).is_err());
     }
 }

@@ -34,8 +34,8 @@ impl FeedForward {
             intermediate: Linear::load(source, &names.intermediate, i, d, precision)?,
             output: Linear::load(source, &names.output, d, i, precision)?,
             activation: shape.activation,
-            inner: Buffer::new(i),
-            activated: Buffer::new(i),
+            inner: Buffer::of(precision.storage(), i),
+            activated: Buffer::of(precision.storage(), i),
         })
     }
 

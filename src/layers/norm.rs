@@ -1,6 +1,6 @@
 //! Layer normalisation with its parameters, alone or behind dropout and a residual.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{Buffer, Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::layer_norm::{self, Dropped, LayerNorm, Residual, Saved};
@@ -21,7 +21,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Takes `{name}.weight` and `{name}.bias`, both [width].
+    /// Takes `{name}.weight` and `{name}.bias`, both [width]; the output is of type `dtype`.
     ///
     /// # Errors
     /// The source's.
@@ -30,14 +30,15 @@ impl Norm {
         name: &str,
         width: usize,
         eps: f32,
+        dtype: DType,
     ) -> Loaded<Self, S> {
         Ok(Self {
             weight: source.parameter(&format!("{name}.weight"), &[width])?,
             bias: source.parameter(&format!("{name}.bias"), &[width])?,
             eps,
-            normalised: Buffer::new(width),
+            normalised: Buffer::of(dtype, width),
             rstd: Buffer::new(1),
-            out: Buffer::new(width),
+            out: Buffer::of(dtype, width),
             partials: Vec::new(),
         })
     }

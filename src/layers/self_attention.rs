@@ -51,10 +51,10 @@ impl SelfAttention {
             dropout: shape.attention_dropout,
             site: shape.first_site,
             precision,
-            q: Buffer::new(width),
-            k: Buffer::new(width),
-            v: Buffer::new(width),
-            context: Buffer::new(width),
+            q: Buffer::of(precision.storage(), width),
+            k: Buffer::of(precision.storage(), width),
+            v: Buffer::of(precision.storage(), width),
+            context: Buffer::of(precision.storage(), width),
             lse: Buffer::new(shape.num_heads),
         })
     }

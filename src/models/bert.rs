@@ -1,7 +1,7 @@
 //! BERT (Devlin et al. 2018): embeddings and a stack of post-norm layers, with HF's tensor names
 //! (<https://github.com/huggingface/transformers/blob/main/src/transformers/models/bert/modeling_bert.py>).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{BertConfig, Input, ModelError};
 use crate::kernels::attention::Queries;
@@ -54,7 +54,11 @@ impl Bert {
             hidden_dropout: config.hidden_dropout_prob,
             first_site: 1,
         };
-        let embeddings = Embeddings::load(source, "bert.embeddings", embeddings_shape(&config))?;
+        let embeddings = Embeddings::load(
+            source,
+            "bert.embeddings",
+            embeddings_shape(&config, precision.storage()),
+        )?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for (index, site) in
             (0..config.num_hidden_layers).zip((1..).step_by(EncoderLayer::SITES as usize))
@@ -71,7 +75,11 @@ impl Bert {
             )?);
         }
         Ok(Self {
-            workspace: Workspace::new(config.hidden_size, config.intermediate_size),
+            workspace: Workspace::new(
+                precision.storage(),
+                config.hidden_size,
+                config.intermediate_size,
+            ),
             config,
             embeddings,
             layers,
@@ -103,8 +111,8 @@ impl Bert {
         self.workspace.release();
     }
 
-    /// The last hidden states of the rows that `queries` selects, [T, D] or [B, D]. No dropout seed means
-    /// evaluation.
+    /// The last hidden states of the rows that `queries` selects, [T, D] or [B, D], of the precision's type of
+    /// element. No dropout seed means evaluation.
     ///
     /// # Errors
     /// If the input's lengths do not agree, a sequence is too long or an id unknown.
@@ -172,7 +180,7 @@ impl Bert {
     }
 }
 
-fn embeddings_shape(config: &BertConfig) -> EmbeddingsShape {
+fn embeddings_shape(config: &BertConfig, dtype: DType) -> EmbeddingsShape {
     EmbeddingsShape {
         vocab_size: config.vocab_size,
         max_positions: config.max_position_embeddings,
@@ -181,6 +189,7 @@ fn embeddings_shape(config: &BertConfig) -> EmbeddingsShape {
         eps: config.layer_norm_eps,
         dropout: config.hidden_dropout_prob,
         site: 0,
+        dtype,
     }
 }
 
@@ -201,7 +210,7 @@ pub(super) fn layer_names(index: usize) -> Names {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
     use candle_nn::VarBuilder;
     use candle_transformers::models::bert as stock;
     use serde_json::json;

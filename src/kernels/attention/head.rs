@@ -3,19 +3,21 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::softmax::{Rows, gradients, inner_products, probabilities};
+use super::softmax::{
+    GradientPairs, Rows, gradients, gradients_as_pairs, inner_products, probabilities,
+    probabilities_as_pairs, scale_row,
+};
 use crate::kernels::dropout::{Dropout, attention_key};
+use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, Engine, Format, Layout, Left, Panels, Start, as_words, convert_rows, multiply,
-    pack_columns, pack_rows, zip_rows,
+    Aligned, Engine, Format, Layout, Left, Panels, Start, as_bf16, as_words, convert_rows,
+    multiply, pack_columns, pack_rows, zip_rows,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::Disjoint;
 
 /// Queries done at a time, so that their scores stay in the cache.
 const BLOCK: usize = 64;
-/// Queries whose scores go through the softmax and are converted while in the innermost cache.
-const PART: usize = 8;
 
 /// One task: rows of the packed tensors, columns `head * dim ..` of their `hidden`.
 pub struct Head<'a> {
@@ -35,13 +37,13 @@ pub struct Head<'a> {
 }
 
 /// What the backward pass reads.
-pub struct Inputs<'a> {
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
-    pub ctx: &'a [f32],
+pub struct Inputs<'a, T> {
+    pub q: &'a [T],
+    pub k: &'a [T],
+    pub v: &'a [T],
+    pub ctx: &'a [T],
+    pub dctx: &'a [T],
     pub lse: &'a [f32],
-    pub dctx: &'a [f32],
 }
 
 thread_local! {
@@ -61,16 +63,16 @@ struct Scratch {
     left: Aligned,
     ds_columns: Aligned,
     p_columns: Aligned,
+    /// Sums of products before they are written: a block of `ctx` or `dq`, all of `dk`, all of `dv`.
+    sums: [Aligned; 3],
 }
 
 impl Head<'_> {
     /// Writes its queries' part of `ctx` and `lse`.
-    pub fn forward(
+    pub fn forward<T: Element>(
         &self,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        ctx: &Disjoint<'_, f32>,
+        [q, k, v]: [&[T]; 3],
+        ctx: &Disjoint<'_, T>,
         lse: &Disjoint<'_, f32>,
     ) {
         if self.keys.is_empty() {
@@ -84,13 +86,16 @@ impl Head<'_> {
         SCRATCH.with_borrow_mut(|scratch| {
             let keys = self.columns(k, &mut scratch.keys_along);
             let values = self.rows(v, &self.keys, self.stride(), &mut scratch.values);
-            let mut block_lse = [0f32; BLOCK];
+            let (mut block_lse, mut shares) = ([0f32; BLOCK], [1f32; BLOCK]);
             for block in self.blocks() {
                 let (queries, n) = (self.block_rows(&block), block.len());
                 let scores = scratch.scores.floats(n * self.stride());
                 self.scores(q, &queries, keys, &mut scratch.left, scores);
-                let left = self.softmax(&block, scores, &mut block_lse, &mut scratch.left);
-                self.product(left, values, Start::Zero, ctx, &queries);
+                let results = [&mut block_lse, &mut shares];
+                let left = self.softmax(&block, scores, results, &mut scratch.left);
+                let sums = scratch.sums[0].floats(n * self.dim);
+                self.product(left, values, Start::Zero, n, sums);
+                self.write(sums, &shares, ctx, &queries);
                 for (row, value) in queries.zip(block_lse) {
                     // SAFETY: a head owns its column of its sequence's rows.
                     unsafe { *lse.pointer(row * self.heads + self.head) = value };
@@ -100,15 +105,23 @@ impl Head<'_> {
     }
 
     /// Writes its part of `dq`, `dk` and `dv`.
-    pub fn backward(&self, inputs: &Inputs<'_>, [dq, dk, dv]: &[Disjoint<'_, f32>; 3]) {
+    pub fn backward<T: Element>(
+        &self,
+        inputs: &Inputs<'_, T>,
+        [dq, dk, dv]: [&Disjoint<'_, T>; 3],
+    ) {
         if self.keys.is_empty() {
             self.zero(dq);
             return;
         }
+        let ones = [1f32; BLOCK];
         SCRATCH.with_borrow_mut(|scratch| {
             let keys = self.columns(inputs.k, &mut scratch.keys_along);
             let values = self.columns(inputs.v, &mut scratch.values);
             let keys_down = self.rows(inputs.k, &self.keys, self.stride(), &mut scratch.keys_down);
+            let [dq_sums, dk_sums, dv_sums] = &mut scratch.sums;
+            let count = self.keys.len();
+            let (dk_sums, dv_sums) = (dk_sums.floats(count * self.dim), dv_sums.floats(count * self.dim));
             let mut start = Start::Zero;
             for block in self.blocks() {
                 let (queries, n) = (self.block_rows(&block), block.len());
@@ -121,128 +134,102 @@ impl Head<'_> {
                 let [ds, ds_columns, p_columns] =
                     self.softmax_backward(inputs, &block, p, ds, converted);
 
-                self.product(ds, keys_down, Start::Zero, dq, &queries);
+                let sums = dq_sums.floats(n * self.dim);
+                self.product(ds, keys_down, Start::Zero, n, sums);
+                self.write(sums, &ones, dq, &queries);
                 let q = self.rows(inputs.q, &queries, n, &mut scratch.queries);
-                self.product(ds_columns, q, start, dk, &self.keys);
+                self.product(ds_columns, q, start, count, dk_sums);
                 let dctx = self.rows(inputs.dctx, &queries, n, &mut scratch.outputs);
-                self.product(p_columns, dctx, start, dv, &self.keys);
+                self.product(p_columns, dctx, start, count, dv_sums);
                 start = Start::Out;
+            }
+            for (sums, out) in [(dk_sums, dk), (dv_sums, dv)] {
+                for (sums, row) in sums.chunks(BLOCK * self.dim).zip(self.keys.clone().step_by(BLOCK)) {
+                    self.write(sums, &ones, out, &(row..(row + BLOCK).min(self.keys.end)));
+                }
             }
         });
     }
 
-    /// Scores become probabilities, as the left factor of the product with v.
+    /// Scores become probabilities, as the left factor of the product with v, whose rows are still to be
+    /// multiplied by `shares`.
     fn softmax<'b>(
         &self,
         block: &Range<usize>,
         scores: &'b mut [f32],
-        lse: &mut [f32; BLOCK],
+        [lse, shares]: [&mut [f32; BLOCK]; 2],
         buffer: &'b mut Aligned,
     ) -> Left<'b> {
-        let (n, stride) = (block.len(), self.stride());
-        let (row_keys, words) = (self.row_keys(block), self.engine.words(stride));
-        let converted = self.converts().then(|| buffer.words(n * words));
-        let left = converted.unwrap_or_default();
-        for start in (0..n).step_by(PART) {
-            let part = start..(start + PART).min(n);
-            let rows = self.softmax_rows(&row_keys[part.clone()]);
-            let scores = &mut scores[part.start * stride..part.end * stride];
-            probabilities(self.engine.cpu(), rows, scores, &mut lse[part.clone()]);
-            if self.converts() {
-                let out = &mut left[part.start * words..part.end * words];
-                convert_rows(self.engine, scores, stride, part.len(), stride, out);
+        let (engine, n, stride) = (self.engine, block.len(), self.stride());
+        let row_keys = self.row_keys(block);
+        let rows = self.softmax_rows(&row_keys[..n]);
+        let words = engine.words(stride);
+        match engine.format() {
+            Format::Pairs => {
+                let left = buffer.words(n * words);
+                let (lse, shares) = (&mut lse[..n], &mut shares[..n]);
+                probabilities_as_pairs(engine.cpu(), rows, scores, as_bf16(left), lse, shares);
+                Left::rows(left, words)
             }
-        }
-        if self.converts() {
-            Left::rows(left, words)
-        } else {
-            Left::rows(as_words(scores), stride)
+            Format::Rounded => {
+                probabilities(engine.cpu(), rows, scores, &mut lse[..n]);
+                let left = buffer.words(n * words);
+                convert_rows(engine, scores, stride, n, stride, left);
+                Left::rows(left, words)
+            }
+            Format::F32 => {
+                probabilities(engine.cpu(), rows, scores, &mut lse[..n]);
+                Left::rows(as_words(scores), stride)
+            }
         }
     }
 
     /// Scores become probabilities, and the gradients of these those of the scores: `ds` and its transpose
     /// and the transpose of `p` as left factors.
-    fn softmax_backward<'b>(
+    fn softmax_backward<'b, T: Element>(
         &self,
-        inputs: &Inputs<'_>,
+        inputs: &Inputs<'_, T>,
         block: &Range<usize>,
         p: &'b mut [f32],
         ds: &'b mut [f32],
-        buffers: [&'b mut Aligned; 3],
+        [left, ds_columns, p_columns]: [&'b mut Aligned; 3],
     ) -> [Left<'b>; 3] {
         let (engine, n, stride) = (self.engine, block.len(), self.stride());
-        let queries = self.block_rows(block);
-        let mut deltas = [0f32; BLOCK];
+        let (cpu, queries) = (engine.cpu(), self.block_rows(block));
+        let (mut deltas, mut lse) = ([0f32; BLOCK], [0f32; BLOCK]);
         let [ctx, dctx] = [inputs.ctx, inputs.dctx].map(|x| self.of_head(x, &queries));
-        inner_products(
-            engine.cpu(),
-            ctx,
-            dctx,
-            self.hidden,
-            self.dim,
-            &mut deltas[..n],
-        );
-        let mut lse = [0f32; BLOCK];
+        inner_products(cpu, ctx, dctx, self.hidden, self.dim, &mut deltas[..n]);
         for (row, lse) in queries.zip(&mut lse) {
             *lse = inputs.lse[row * self.heads + self.head];
         }
         let row_keys = self.row_keys(block);
+        let rows = self.softmax_rows(&row_keys[..n]);
         let along = engine.words(stride);
-        let sizes = [
-            n * along,
-            engine.words(n) * stride,
-            engine.words(n) * stride,
-        ];
-        let mut sizes = sizes.into_iter();
-        let converts = self.converts();
-        let [rows_out, ds_out, p_out] = buffers.map(|buffer| {
-            let size = sizes.next().unwrap_or_default();
-            buffer.words(if converts { size } else { 0 })
-        });
-        for start in (0..n).step_by(PART) {
-            let part = start..(start + PART).min(n);
-            let cells = part.start * stride..part.end * stride;
-            let (p, ds) = (&mut p[cells.clone()], &mut ds[cells]);
-            let rows = self.softmax_rows(&row_keys[part.clone()]);
-            gradients(
-                engine.cpu(),
-                rows,
-                &lse[part.clone()],
-                &deltas[part.clone()],
-                p,
-                ds,
-            );
-            if converts {
-                let count = part.len();
-                convert_rows(
-                    engine,
-                    ds,
-                    stride,
-                    count,
-                    stride,
-                    &mut rows_out[start * along..],
-                );
-                let start = engine.words(start) * stride;
-                zip_rows(engine, ds, stride, count, stride, &mut ds_out[start..]);
-                zip_rows(engine, p, stride, count, stride, &mut p_out[start..]);
+        let columns = engine.words(n) * stride;
+        match engine.format() {
+            Format::Pairs => {
+                let out = GradientPairs {
+                    ds: as_bf16(left.words(n * along)),
+                    ds_columns: ds_columns.words(columns),
+                    p_columns: p_columns.words(columns),
+                };
+                gradients_as_pairs(cpu, rows, &lse, &deltas, p, ds, out);
+            }
+            Format::Rounded => {
+                gradients(cpu, rows, &lse, &deltas, p, ds);
+                convert_rows(engine, ds, stride, n, stride, left.words(n * along));
+                zip_rows(engine, ds, stride, n, stride, ds_columns.words(columns));
+                zip_rows(engine, p, stride, n, stride, p_columns.words(columns));
+            }
+            Format::F32 => {
+                gradients(cpu, rows, &lse, &deltas, p, ds);
+                let (p, ds) = (as_words(p), as_words(ds));
+                let columns = [ds, p].map(|words| Left::columns(words, stride));
+                return [Left::rows(ds, stride), columns[0], columns[1]];
             }
         }
-        if converts {
-            let columns = [ds_out, p_out].map(|words| Left::columns(words, stride));
-            [Left::rows(rows_out, along), columns[0], columns[1]]
-        } else {
-            let (p, ds) = (as_words(p), as_words(ds));
-            [
-                Left::rows(ds, stride),
-                Left::columns(ds, stride),
-                Left::columns(p, stride),
-            ]
-        }
-    }
-
-    /// Whether f32 must be converted for products.
-    fn converts(&self) -> bool {
-        self.engine.format() != Format::F32
+        let columns = [ds_columns, p_columns].map(|b| Left::columns(b.get(columns), stride));
+        [Left::rows(left.get(n * along), along), columns[0], columns[1]]
     }
 
     /// Queries in blocks, counted from the sequence's first.
@@ -283,12 +270,12 @@ impl Head<'_> {
     }
 
     /// A tensor from the first of `rows` on, and from this head's first column on.
-    fn of_head<'b>(&self, tensor: &'b [f32], rows: &Range<usize>) -> &'b [f32] {
+    fn of_head<'b, T>(&self, tensor: &'b [T], rows: &Range<usize>) -> &'b [T] {
         &tensor[rows.start * self.hidden + self.head * self.dim..]
     }
 
     /// This head's columns of k or v as the right factor of a product over `dim`, one column per key.
-    fn columns<'b>(&self, tensor: &[f32], buffer: &'b mut Aligned) -> Panels<'b> {
+    fn columns<'b, T: Element>(&self, tensor: &[T], buffer: &'b mut Aligned) -> Panels<'b> {
         let layout = Layout::new(self.engine.words(self.dim), self.stride());
         let words = buffer.words(layout.len());
         let from = self.of_head(tensor, &self.keys);
@@ -306,9 +293,9 @@ impl Head<'_> {
 
     /// This head's columns of some rows as the right factor of a product over these rows, with zeros up to
     /// `depth` of them.
-    fn rows<'b>(
+    fn rows<'b, T: Element>(
         &self,
-        tensor: &[f32],
+        tensor: &[T],
         rows: &Range<usize>,
         depth: usize,
         buffer: &'b mut Aligned,
@@ -333,35 +320,17 @@ impl Head<'_> {
         Panels::new(words, layout)
     }
 
-    /// Rows of `depth` numbers as the left factor, converted if need be.
-    fn left<'b>(
-        &self,
-        from: &'b [f32],
-        stride: usize,
-        rows: usize,
-        depth: usize,
-        buffer: &'b mut Aligned,
-    ) -> Left<'b> {
-        if !self.converts() {
-            return Left::rows(as_words(from), stride);
-        }
-        let words = self.engine.words(depth);
-        let out = buffer.words(rows * words);
-        convert_rows(self.engine, from, stride, rows, depth, out);
-        Left::rows(out, words)
-    }
-
     /// `out` = this head's part of some rows, times k or v.
-    fn scores(
+    fn scores<T: Element>(
         &self,
-        tensor: &[f32],
+        tensor: &[T],
         rows: &Range<usize>,
         right: Panels<'_>,
         buffer: &mut Aligned,
         out: &mut [f32],
     ) {
         let from = self.of_head(tensor, rows);
-        let left = self.left(from, self.hidden, rows.len(), self.dim, buffer);
+        let left = Left::of_rows(self.engine, from, self.hidden, rows.len(), self.dim, buffer);
         let (n, stride, panels) = (rows.len(), self.stride(), 0..right.layout().panels());
         assert!(out.len() >= n * stride);
         let (start, out) = (Start::Zero, out.as_mut_ptr());
@@ -369,28 +338,45 @@ impl Head<'_> {
         unsafe { multiply(self.engine, left, n, right, panels, start, out, stride) };
     }
 
-    /// This head's columns of `rows` of `out` (+)= left · right.
+    /// `out [rows, dim] (+)= left · right`.
     fn product(
         &self,
         left: Left<'_>,
         right: Panels<'_>,
         start: Start<'_>,
-        out: &Disjoint<'_, f32>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let panels = 0..right.layout().panels();
+        assert!(right.layout().width == self.dim && out.len() >= rows * self.dim);
+        let out = out.as_mut_ptr();
+        // SAFETY: `out` has a row of `dim` numbers, the right factor's width, for each row.
+        unsafe { multiply(self.engine, left, rows, right, panels, start, out, self.dim) };
+    }
+
+    /// Writes this head's columns of `rows` of `out`: each row of `sums` times its factor.
+    fn write<T: Element>(
+        &self,
+        sums: &[f32],
+        factors: &[f32; BLOCK],
+        out: &Disjoint<'_, T>,
         rows: &Range<usize>,
     ) {
-        let out = out.pointer(rows.start * self.hidden + self.head * self.dim);
-        let (n, stride, panels) = (rows.len(), self.hidden, 0..right.layout().panels());
-        // SAFETY: `out` is [.., hidden] and `right` is `dim` wide; a head owns its columns of its
-        // sequence's rows.
-        unsafe { multiply(self.engine, left, n, right, panels, start, out, stride) };
+        let rows = rows.clone().zip(factors);
+        for (sums, (row, &factor)) in sums.chunks_exact(self.dim).zip(rows) {
+            let start = row * self.hidden + self.head * self.dim;
+            // SAFETY: a head owns its columns of its sequence's rows.
+            let out = unsafe { out.slice(start..start + self.dim) };
+            scale_row(self.engine.cpu(), sums, factor, out);
+        }
     }
 
     /// Zeros in its part of its queries' rows.
-    fn zero(&self, out: &Disjoint<'_, f32>) {
+    fn zero<T: Element>(&self, out: &Disjoint<'_, T>) {
         for row in self.queries.clone() {
             let start = row * self.hidden + self.head * self.dim;
             // SAFETY: a head owns its columns of its sequence's rows.
-            unsafe { out.slice(start..start + self.dim) }.fill(0.0);
+            unsafe { out.slice(start..start + self.dim) }.fill(T::ZERO);
         }
     }
 }

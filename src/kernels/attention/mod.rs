@@ -17,7 +17,8 @@ use super::gemm::Engine;
 use super::linear::Precision;
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
-use super::view::{read, write};
+use super::element::{Element, for_dtype};
+use super::view::{self, read, write};
 use head::Head;
 
 /// Which tokens ask.
@@ -47,7 +48,7 @@ impl Attention<'_> {
     /// [`Queries::First`]. An empty sequence gives zeros.
     ///
     /// # Errors
-    /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+    /// If shapes or types do not fit or a tensor is not contiguous on the CPU.
     pub fn forward(
         &self,
         q: &Tensor,
@@ -62,7 +63,7 @@ impl Attention<'_> {
     /// The gradients `dq [R, D]` and `dk, dv [T, D]` from that of `ctx`; they are overwritten.
     ///
     /// # Errors
-    /// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+    /// If shapes or types do not fit or a tensor is not contiguous on the CPU.
     #[expect(clippy::too_many_arguments, reason = "six inputs and three outputs")]
     pub fn backward(
         &self,
@@ -88,16 +89,7 @@ impl Attention<'_> {
         lse: &Tensor,
     ) -> Result<()> {
         let plan = self.plan(engine, qkv, ctx, lse)?;
-        let _op = profile::op("attention", plan.flop(2), 4 * 4 * plan.rows());
-        read_three(qkv, |[q, k, v]| {
-            write(ctx, |ctx| {
-                write(lse, |lse| {
-                    let (ctx, lse) = (Disjoint::new(ctx), Disjoint::new(lse));
-                    plan.for_each_head(|head| head.forward(q, k, v, &ctx, &lse));
-                    Ok(())
-                })
-            })
-        })?
+        for_dtype!(ctx, forward_of(&plan, qkv, ctx, lse))
     }
 
     fn backward_on(
@@ -106,38 +98,16 @@ impl Attention<'_> {
         dctx: &Tensor,
         qkv: [&Tensor; 3],
         [ctx, lse]: [&Tensor; 2],
-        [dq, dk, dv]: [&Tensor; 3],
+        gradients: [&Tensor; 3],
     ) -> Result<()> {
         let plan = self.plan(engine, qkv, ctx, lse)?;
-        let _op = profile::op("attention backward", plan.flop(5), 4 * 8 * plan.rows());
+        let [dq, dk, dv] = gradients;
         for (gradient, of) in [(dctx, ctx), (dq, qkv[0]), (dk, qkv[1]), (dv, qkv[2])] {
             if gradient.dims() != of.dims() {
                 bail!("a gradient is not of its tensor's shape {:?}", of.dims());
             }
         }
-        let run = |inputs: head::Inputs<'_>| {
-            write(dq, |dq| {
-                write(dk, |dk| {
-                    write(dv, |dv| {
-                        let out = [dq, dk, dv].map(Disjoint::new);
-                        plan.for_each_head(|head| head.backward(&inputs, &out));
-                        Ok(())
-                    })
-                })
-            })
-        };
-        read_three(qkv, |[q, k, v]| {
-            read_three([dctx, ctx, lse], |[dctx, ctx, lse]| {
-                run(head::Inputs {
-                    q,
-                    k,
-                    v,
-                    ctx,
-                    lse,
-                    dctx,
-                })
-            })?
-        })?
+        for_dtype!(ctx, backward_of(&plan, dctx, qkv, ctx, lse, gradients))
     }
 
     /// Checks shapes, and orders the work: the longest sequences first, so that no thread is left with one
@@ -246,9 +216,50 @@ impl Plan<'_> {
     }
 }
 
-fn read_three<R>(tensors: [&Tensor; 3], f: impl FnOnce([&[f32]; 3]) -> R) -> Result<R> {
-    let [a, b, c] = tensors;
-    read(a, |a| read(b, |b| read(c, |c| f([a, b, c])))?)?
+fn forward_of<T: Element>(
+    plan: &Plan<'_>,
+    qkv: [&Tensor; 3],
+    ctx: &Tensor,
+    lse: &Tensor,
+) -> Result<()> {
+    let _op = profile::op("attention", plan.flop(2), 4 * size_of::<T>() * plan.rows());
+    view::read_list(&qkv, |inputs: &[&[T]]| {
+        view::write_as(ctx, |ctx: &mut [T]| {
+            write(lse, |lse| {
+                let (ctx, lse) = (Disjoint::new(ctx), Disjoint::new(lse));
+                plan.for_each_head(|head| head.forward([inputs[0], inputs[1], inputs[2]], &ctx, &lse));
+                Ok(())
+            })
+        })
+    })?
+}
+
+fn backward_of<T: Element>(
+    plan: &Plan<'_>,
+    dctx: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    ctx: &Tensor,
+    lse: &Tensor,
+    gradients: [&Tensor; 3],
+) -> Result<()> {
+    let _op = profile::op("attention backward", plan.flop(5), 8 * size_of::<T>() * plan.rows());
+    view::read_list(&[q, k, v, ctx, dctx], |inputs: &[&[T]]| {
+        read(lse, |lse| {
+            view::write_list(&gradients, |outputs: Vec<&mut [T]>| {
+                let inputs = head::Inputs {
+                    q: inputs[0],
+                    k: inputs[1],
+                    v: inputs[2],
+                    ctx: inputs[3],
+                    dctx: inputs[4],
+                    lse,
+                };
+                let outputs: Vec<_> = outputs.into_iter().map(Disjoint::new).collect();
+                plan.for_each_head(|head| head.backward(&inputs, [&outputs[0], &outputs[1], &outputs[2]]));
+                Ok(())
+            })
+        })?
+    })?
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! What happens between attention's products, row by row.
 
+use std::f32::consts::LOG2_E;
+
+use half::bf16;
+
 use crate::kernels::cpu::multiversion;
-use crate::kernels::dropout::{Dropout, GROUP};
+use crate::kernels::dropout::{Dropout, GROUP, Group};
+use crate::kernels::element::Element;
 use crate::kernels::exp::exp;
-use crate::kernels::lanes::LANES;
+use crate::kernels::lanes::{LANES, Lanes};
 
 /// The rows of a block of queries: `stride` numbers each, a multiple of [`LANES`], of which the first
 /// `keys` count. The rest become zero.
@@ -100,10 +105,154 @@ multiversion! {
 }
 
 multiversion! {
+    /// [`probabilities`] for products of bf16 pairs, in one pass: `out` has the exponentials with their
+    /// dropout factors, rounded; what each row is still to be multiplied by is left in `shares`.
+    pub fn probabilities_as_pairs<S: Lanes>(
+        rows: Rows<'_>,
+        scores: &[f32],
+        out: &mut [bf16],
+        lse: &mut [f32],
+        shares: &mut [f32],
+    ) {
+        let Rows { stride, keys, scale, dropout, row_keys } = rows;
+        let scale = scale * LOG2_E;
+        let both = scores.chunks_exact(stride).zip(out.chunks_exact_mut(stride));
+        let results = lse.iter_mut().zip(shares).zip(row_keys);
+        for ((row, out), ((lse, share), &key)) in both.zip(results) {
+            let (chunks, outs) = (row.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
+            let mut most = S::splat(f32::NEG_INFINITY);
+            for (i, chunk) in chunks.iter().enumerate() {
+                most = most.larger(S::load(chunk).first(keys - i * LANES, f32::NEG_INFINITY));
+            }
+            let top = most.largest() * scale;
+            let mut sums = S::splat(0.0);
+            for (group, (chunks, outs)) in chunks.chunks(DRAWS).zip(outs.chunks_mut(DRAWS)).enumerate() {
+                let rest = keys - group * GROUP;
+                let group = if dropout.is_none() {
+                    None
+                } else {
+                    Some(dropout.group::<S>(key, group))
+                };
+                for (draw, (chunk, out)) in chunks.iter().zip(outs).enumerate() {
+                    let e = S::load(chunk).mul_add(S::splat(scale), S::splat(-top)).exp2();
+                    let e = e.first(rest - draw * LANES, 0.0);
+                    sums = sums.add(e);
+                    match &group {
+                        Some(group) => e.mul(group.factors(draw)).store_bf16(out),
+                        None => e.store_bf16(out),
+                    }
+                }
+            }
+            let sum = sums.sum();
+            *lse = (top + sum.log2()) / LOG2_E;
+            *share = 1.0 / sum;
+        }
+    }
+}
+
+/// What [`gradients_as_pairs`] writes; n queries.
+pub struct GradientPairs<'a> {
+    /// Gradients of the unscaled scores, [n, stride].
+    pub ds: &'a mut [bf16],
+    /// The same, [n / 2, stride]: pairs of queries.
+    pub ds_columns: &'a mut [u32],
+    /// Dropped-out probabilities, [n / 2, stride].
+    pub p_columns: &'a mut [u32],
+}
+
+/// One query's numbers, the last two from some key on.
+struct RowAt<'a> {
+    lse: f32,
+    delta: f32,
+    scores: &'a [f32],
+    gradients: &'a [f32],
+}
+
+/// The dropped-out probabilities of keys `at ..`, and the gradients of their unscaled scores.
+#[inline(always)]
+fn of_row<S: Lanes>(
+    row: &RowAt<'_>,
+    rows: Rows<'_>,
+    at: usize,
+    mask: &Option<Group<S>>,
+    draw: usize,
+) -> (S, S) {
+    let (Some(scores), Some(gradients)) = (row.scores.first_chunk(), row.gradients.first_chunk())
+    else {
+        return (S::splat(0.0), S::splat(0.0));
+    };
+    let exponent = S::load(scores).mul_add(
+        S::splat(rows.scale * LOG2_E),
+        S::splat(-row.lse * LOG2_E),
+    );
+    let (p, mut dp) = (exponent.exp2(), S::load(gradients));
+    let mut dropped = p;
+    if let Some(mask) = mask {
+        let factors = mask.factors(draw);
+        dropped = p.mul(factors);
+        dp = dp.mul(factors);
+    }
+    let ds = p.mul(S::splat(rows.scale)).mul(dp.sub(S::splat(row.delta)));
+    let rest = rows.keys - at;
+    (dropped.first(rest, 0.0), ds.first(rest, 0.0))
+}
+
+multiversion! {
+    /// [`gradients`] for products of bf16 pairs, in one pass over two queries at a time.
+    pub fn gradients_as_pairs<S: Lanes>(
+        rows: Rows<'_>,
+        lse: &[f32],
+        deltas: &[f32],
+        scores: &[f32],
+        gradients: &[f32],
+        out: GradientPairs<'_>,
+    ) {
+        let Rows { stride, dropout, row_keys, .. } = rows;
+        let chunks = stride / LANES;
+        for first in (0..row_keys.len()).step_by(2) {
+            let last = (first + 1).min(row_keys.len() - 1);
+            let pair = first / 2 * stride;
+            for group in 0..chunks.div_ceil(DRAWS) {
+                let masks = if dropout.is_none() {
+                    [None, None]
+                } else {
+                    let [a, b] = [row_keys[first], row_keys[last]];
+                    [Some(dropout.group::<S>(a, group)), Some(dropout.group::<S>(b, group))]
+                };
+                for draw in 0..DRAWS.min(chunks - group * DRAWS) {
+                    let at = group * GROUP + draw * LANES;
+                    let row = |row: usize| RowAt {
+                        lse: lse[row],
+                        delta: deltas[row],
+                        scores: &scores[row * stride + at..],
+                        gradients: &gradients[row * stride + at..],
+                    };
+                    let (p, ds) = of_row(&row(first), rows, at, &masks[0], draw);
+                    bf16::store_part(ds, &mut out.ds[first * stride + at..][..LANES]);
+                    let (mut p_last, mut ds_last) = (S::splat(0.0), S::splat(0.0));
+                    if last > first {
+                        (p_last, ds_last) = of_row(&row(last), rows, at, &masks[1], draw);
+                        bf16::store_part(ds_last, &mut out.ds[last * stride + at..][..LANES]);
+                    }
+                    for (a, b, to) in [
+                        (ds, ds_last, &mut *out.ds_columns),
+                        (p, p_last, &mut *out.p_columns),
+                    ] {
+                        if let Some(to) = to[pair + at..].first_chunk_mut() {
+                            S::store_pairs(a, b, to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
     /// The inner products of rows of `dim` numbers, `stride` apart.
-    pub fn inner_products<S: Lanes>(
-        a: &[f32],
-        b: &[f32],
+    pub fn inner_products<S: Lanes, T: Element>(
+        a: &[T],
+        b: &[T],
         stride: usize,
         dim: usize,
         out: &mut [f32],
@@ -112,9 +261,18 @@ multiversion! {
             let (a, b) = (&a[row * stride..][..dim], &b[row * stride..][..dim]);
             let mut sums = S::splat(0.0);
             for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-                sums = S::load_part(a).mul_add(S::load_part(b), sums);
+                sums = T::load_part::<S>(a).mul_add(T::load_part::<S>(b), sums);
             }
             *out = sums.sum();
+        }
+    }
+}
+
+multiversion! {
+    /// `to = factor * from`.
+    pub fn scale_row<S: Lanes, T: Element>(from: &[f32], factor: f32, to: &mut [T]) {
+        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            T::store_part(S::load_part(from).mul(S::splat(factor)), to);
         }
     }
 }

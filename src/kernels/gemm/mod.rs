@@ -15,11 +15,16 @@ mod x86;
 
 use std::ops::Range;
 
-pub use aligned::{Aligned, as_words};
-pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
-use tile::{MAX_ROWS, MAX_WIDTH, Tile, TileStart};
+pub use aligned::{Aligned, as_bf16, as_pairs, as_words};
+pub use panels::{
+    Layout, Panels, bf16_pairs_across, bf16_pairs_along, convert_rows, pack_columns, pack_rows,
+    pairs_across, pairs_along, zip_rows,
+};
+pub use tile::MAX_WIDTH;
+use tile::{MAX_ROWS, Tile, TileStart};
 
 use super::cpu::{Cpu, Level};
+use super::element::Element;
 use super::linear::Precision;
 
 /// Words of depth done at a time, so that a panel's part stays in the L2 cache.
@@ -100,6 +105,36 @@ impl<'a> Left<'a> {
             row_stride,
             depth_stride: 1,
         }
+    }
+
+    /// Rows of `depth` numbers, `stride` apart, as `engine` wants them: where they lie if they are words
+    /// already, else converted into `buffer`.
+    pub fn of_rows<T: Element>(
+        engine: Engine,
+        from: &'a [T],
+        stride: usize,
+        rows: usize,
+        depth: usize,
+        buffer: &'a mut Aligned,
+    ) -> Self {
+        match engine.format() {
+            Format::F32 => {
+                if let Some(numbers) = T::as_f32(from) {
+                    return Self::rows(as_words(numbers), stride);
+                }
+            }
+            Format::Pairs if depth.is_multiple_of(2) && stride.is_multiple_of(2) => {
+                let whole = &from[..from.len() / 2 * 2];
+                if let Some(pairs) = T::as_pairs(whole) {
+                    return Self::rows(pairs, stride / 2);
+                }
+            }
+            Format::Pairs | Format::Rounded => {}
+        }
+        let words = engine.words(depth);
+        let converted = buffer.words(rows * words);
+        convert_rows(engine, from, stride, rows, depth, converted);
+        Self::rows(converted, words)
     }
 
     /// The transpose of rows `depth_stride` words apart.

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::aligned::as_numbers;
 use super::tile::MAX_WIDTH;
 use super::{Engine, Format};
 use crate::kernels::cpu::multiversion;
+use crate::kernels::element::Element;
 use crate::kernels::lanes::{LANES, Lanes};
 
 /// How a factor of `depth` words × `width` columns is cut into panels: `[depth][padded width]` each, one
@@ -98,9 +101,9 @@ fn upper(x: f32) -> u32 {
 
 /// Packs one panel whose depth runs down the rows of `from`: `columns` numbers of each of `rows` rows,
 /// `stride` apart. What `out` has beyond them, in either direction, becomes zero.
-pub fn pack_rows(
+pub fn pack_rows<T: Element>(
     engine: Engine,
-    from: &[f32],
+    from: &[T],
     stride: usize,
     rows: usize,
     columns: usize,
@@ -121,9 +124,9 @@ pub fn pack_rows(
 }
 
 multiversion! {
-    fn rows_to_panel<S: Lanes>(
+    fn rows_to_panel<S: Lanes, T: Element>(
         format: Format,
-        from: &[f32],
+        from: &[T],
         stride: usize,
         rows: usize,
         columns: usize,
@@ -134,9 +137,9 @@ multiversion! {
             if format == Format::Pairs {
                 let first = row_of(from, stride, rows, columns, 2 * step);
                 let second = row_of(from, stride, rows, columns, 2 * step + 1);
-                pairs_across(first, second, line);
+                T::pairs_across(first, second, line);
             } else {
-                words_of::<S>(format, row_of(from, stride, rows, columns, step), line);
+                words_of::<S, T>(format, row_of(from, stride, rows, columns, step), line);
             }
         }
     }
@@ -144,7 +147,7 @@ multiversion! {
 
 /// The first numbers of a row, or nothing if there are not so many rows.
 #[inline(always)]
-fn row_of(from: &[f32], stride: usize, rows: usize, columns: usize, row: usize) -> &[f32] {
+fn row_of<T>(from: &[T], stride: usize, rows: usize, columns: usize, row: usize) -> &[T] {
     if row < rows {
         &from[row * stride..][..columns]
     } else {
@@ -154,10 +157,11 @@ fn row_of(from: &[f32], stride: usize, rows: usize, columns: usize, row: usize) 
 
 /// `out` = the words of numbers, then zeros. For the formats of one number a word.
 #[inline(always)]
-fn words_of<S: Lanes>(format: Format, numbers: &[f32], out: &mut [u32]) {
+fn words_of<S: Lanes, T: Element>(format: Format, numbers: &[T], out: &mut [u32]) {
     let out = as_numbers(out);
     for (i, out) in out.chunks_mut(LANES).enumerate() {
-        S::load_part(numbers.get(i * LANES..).unwrap_or_default()).store_part(out);
+        let numbers = numbers.get(i * LANES..).unwrap_or_default();
+        T::load_part::<S>(numbers).store_part(out);
     }
     if format == Format::Rounded {
         for x in out {
@@ -166,33 +170,51 @@ fn words_of<S: Lanes>(format: Format, numbers: &[f32], out: &mut [u32]) {
     }
 }
 
-/// `out` = pairs across two rows, then zeros.
-fn pairs_across(first: &[f32], second: &[f32], out: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: only engines on CPUs with bf16 have pairs.
-    unsafe {
-        super::x86::pairs_across(first, second, out);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no engine here has pairs: {first:?} {second:?} {out:?}");
+/// Defines functions that only engines on CPUs with bf16 call.
+macro_rules! with_bf16 {
+    ($($(#[$meta:meta])* $name:ident($($arg:ident: $ty:ty),*);)*) => {$(
+        $(#[$meta])*
+        pub fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: only engines on CPUs with bf16 have pairs.
+            unsafe {
+                super::x86::$name($($arg),*);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            {
+                $(let _ = $arg;)*
+                unreachable!("no engine here has pairs");
+            }
+        }
+    )*};
 }
 
-/// `out` = pairs of neighbours within a row, then zeros.
-fn pairs_along(numbers: &[f32], out: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: only engines on CPUs with bf16 have pairs.
-    unsafe {
-        super::x86::pairs_along(numbers, out);
+with_bf16! {
+    /// `out` = pairs across two rows, then zeros.
+    pairs_across(first: &[f32], second: &[f32], out: &mut [u32]);
+    /// `out` = pairs of neighbours within a row, then zeros.
+    pairs_along(numbers: &[f32], out: &mut [u32]);
+    /// [`pairs_across`] of numbers that are bf16 already.
+    bf16_pairs_across(first: &[bf16], second: &[bf16], out: &mut [u32]);
+}
+
+/// [`pairs_along`] of numbers that are bf16 already.
+pub fn bf16_pairs_along(numbers: &[bf16], out: &mut [u32]) {
+    let mut pairs = numbers.chunks(2);
+    for word in out {
+        *word = match pairs.next() {
+            Some([low, high]) => u32::from(low.to_bits()) | (u32::from(high.to_bits()) << 16),
+            Some([low]) => u32::from(low.to_bits()),
+            _ => 0,
+        };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no engine here has pairs: {numbers:?} {out:?}");
 }
 
 /// Turns rows of `depth` numbers, `stride` apart, into rows of words for the left factor, without a gap:
 /// `out[rows][engine.words(depth)]`.
-pub fn convert_rows(
+pub fn convert_rows<T: Element>(
     engine: Engine,
-    from: &[f32],
+    from: &[T],
     stride: usize,
     rows: usize,
     depth: usize,
@@ -214,9 +236,9 @@ pub fn convert_rows(
 }
 
 multiversion! {
-    fn rows_to_left<S: Lanes>(
+    fn rows_to_left<S: Lanes, T: Element>(
         format: Format,
-        from: &[f32],
+        from: &[T],
         stride: usize,
         depth: usize,
         words: usize,
@@ -225,9 +247,9 @@ multiversion! {
         for (row, out) in out.chunks_exact_mut(words).enumerate() {
             let from = &from[row * stride..][..depth];
             if format == Format::Pairs {
-                pairs_along(from, out);
+                T::pairs_along(from, out);
             } else {
-                words_of::<S>(format, from, out);
+                words_of::<S, T>(format, from, out);
             }
         }
     }
@@ -235,9 +257,9 @@ multiversion! {
 
 /// Packs one panel whose depth runs along the rows of `from`: `depth` numbers of each of `columns` rows,
 /// `stride` apart, become the panel's columns. The rest of `out` becomes zero.
-pub fn pack_columns(
+pub fn pack_columns<T: Element>(
     engine: Engine,
-    from: &[f32],
+    from: &[T],
     stride: usize,
     columns: usize,
     depth: usize,
@@ -276,9 +298,9 @@ pub fn pack_columns(
 
 multiversion! {
     /// The first words of up to 16 rows; zeros for the rest.
-    fn gather<S: Lanes>(
+    fn gather<S: Lanes, T: Element>(
         format: Format,
-        from: &[f32],
+        from: &[T],
         stride: usize,
         rows: usize,
         depth: usize,
@@ -287,9 +309,9 @@ multiversion! {
         for (i, line) in block.0.iter_mut().enumerate() {
             let from = row_of(from, stride, rows, depth, i);
             if format == Format::Pairs {
-                pairs_along(from, line);
+                T::pairs_along(from, line);
             } else {
-                words_of::<S>(format, from, line);
+                words_of::<S, T>(format, from, line);
             }
         }
     }
@@ -319,9 +341,9 @@ impl Square {
 
 /// Turns `rows` rows of `columns` numbers, `stride` apart, into the left factor of a product over the
 /// rows: `out[engine.words(rows)][columns]`, to be read with [`super::Left::columns`].
-pub fn zip_rows(
+pub fn zip_rows<T: Element>(
     engine: Engine,
-    from: &[f32],
+    from: &[T],
     stride: usize,
     rows: usize,
     columns: usize,
@@ -350,6 +372,40 @@ mod tests {
                 "{x}"
             );
         }
+    }
+
+    #[test]
+    fn bf16_is_packed_like_the_numbers_it_stands_for() {
+        let (rows, width) = (37, 53);
+        let short: Vec<bf16> = (0..rows * width)
+            .map(|i| bf16::from_f32(1.0 / (i as f32 - 700.5)))
+            .collect();
+        let long: Vec<f32> = short.iter().map(|x| x.to_f32()).collect();
+        for cpu in Cpu::each() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let engine = Engine::on(cpu, precision);
+                for (columns, padded) in [(53, 64), (48, 48), (7, 16)] {
+                    let mut down = [vec![7; 37 * 64], vec![7; 37 * 64]];
+                    let mut along = [vec![7; 53 * 64], vec![7; 53 * 64]];
+                    let mut left = [vec![7; 37 * 53], vec![7; 37 * 53]];
+                    pack_rows(engine, &long, width, rows, columns, padded, &mut down[0]);
+                    pack_rows(engine, &short, width, rows, columns, padded, &mut down[1]);
+                    let count = columns.min(rows);
+                    pack_columns(engine, &long, width, count, width, padded, &mut along[0]);
+                    pack_columns(engine, &short, width, count, width, padded, &mut along[1]);
+                    convert_rows(engine, &long, width, rows, columns, &mut left[0]);
+                    convert_rows(engine, &short, width, rows, columns, &mut left[1]);
+                    for [of_long, of_short] in [down, along, left] {
+                        assert_eq!(of_long, of_short, "{engine:?} {columns}");
+                    }
+                }
+            }
+        }
+        assert_eq!(super::super::as_pairs(&short[1..]), None);
+        let pairs = super::super::as_pairs(&short[..10]).unwrap();
+        let mut words = [7; 6];
+        bf16_pairs_along(&short[..10], &mut words);
+        assert_eq!((pairs, words[5]), (&words[..5], 0));
     }
 
     #[test]

@@ -4,12 +4,15 @@
 use std::arch::x86_64::{
     __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_load_ss, _mm_prefetch,
     _mm256_broadcastss_ps, _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps, _mm512_cvtne2ps_pbh,
+    _mm256_maskz_loadu_epi16, _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
     _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
+
+use half::bf16;
 
 use super::tile::{Tile, TileStart};
 
@@ -266,6 +269,26 @@ pub fn pairs_across(first: &[f32], second: &[f32], out: &mut [u32]) {
         // SAFETY: both are 64 bytes without a forbidden value.
         let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(bf16) };
         store_part(_mm512_permutexvar_epi16(interleave, words), out);
+    }
+}
+
+/// Fills `out` with pairs, the first of `first`, the second of `second`; zeros where these end.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub fn bf16_pairs_across(first: &[bf16], second: &[bf16], out: &mut [u32]) {
+    for (i, out) in out.chunks_mut(16).enumerate() {
+        let words = |row: &[bf16]| {
+            let rest = row.get(16 * i..).unwrap_or_default();
+            if rest.is_empty() {
+                // Its pointer leads nowhere, and masking off a fault takes the CPU very long.
+                return _mm512_setzero_si512();
+            }
+            let mask = if rest.len() >= 16 { FULL } else { (1 << rest.len()) - 1 };
+            // SAFETY: the mask leaves out what is beyond the slice; a bf16 is 16 bits.
+            let short = unsafe { _mm256_maskz_loadu_epi16(mask, rest.as_ptr().cast()) };
+            _mm512_cvtepu16_epi32(short)
+        };
+        let (low, high) = (words(first), words(second));
+        store_part(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)), out);
     }
 }
 

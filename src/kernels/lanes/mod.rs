@@ -6,6 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use half::bf16;
+
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
@@ -16,10 +18,17 @@ pub const LANES: usize = 16;
 pub trait Lanes: Copy {
     /// Sixteen u64, of whose upper halves the methods below do not depend.
     type Wide: Copy;
+    /// Sixteen u32.
+    type Bits: Copy;
 
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
+    fn load_bf16(from: &[bf16; LANES]) -> Self;
+    /// Rounded to the nearest, ties to even.
+    fn store_bf16(self, to: &mut [bf16; LANES]);
+    /// Words of two bf16, those of `first` in the low halves.
+    fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]);
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -31,6 +40,16 @@ pub trait Lanes: Copy {
     fn smaller(self, other: Self) -> Self;
     /// 2^n, for n in [-126, 127] in the lowest bits of the numbers' mantissas.
     fn power_of_two(self) -> Self;
+    /// 2^x within 3e-6 relatively, 0 for x below -150; for x at most 127. NaN stays NaN.
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        /// Adding it leaves the rounded integer in the lowest bits.
+        const ROUND: f32 = 12_582_912.0;
+        let x = Self::splat(-126.0).larger(self);
+        let shifted = x.add(Self::splat(ROUND));
+        let r = x.sub(shifted.sub(Self::splat(ROUND)));
+        exp2_of_fraction(r).mul(shifted.power_of_two())
+    }
     /// The first `n` lanes, and `rest` in the others, if any.
     fn first(self, n: usize, rest: f32) -> Self;
     /// Their sum, by halves: lanes i and i + 8, then i and i + 4, and so on.
@@ -45,8 +64,10 @@ pub trait Lanes: Copy {
     fn wide_mul(a: Self::Wide, factor: u32) -> Self::Wide;
     /// `(a >> 32) ^ b ^ key`.
     fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide;
-    /// `value` where 16 bits of the lower half are at least `threshold`, else 0; `upper` says which 16.
-    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self;
+    /// The lower halves.
+    fn wide_lower(a: Self::Wide) -> Self::Bits;
+    /// `value` where 16 of a lane's bits are at least `threshold`, else 0; `upper` says which 16.
+    fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self;
 
     /// The first numbers of a slice, zeros where it has none.
     #[inline(always)]
@@ -71,6 +92,16 @@ pub trait Lanes: Copy {
             to.copy_from_slice(&padded[..to.len()]);
         }
     }
+}
+
+/// 2^r for r in [-0.5, 0.5]: a fit with equal relative error.
+#[inline(always)]
+fn exp2_of_fraction<S: Lanes>(r: S) -> S {
+    let p = S::splat(9.570_057_5e-3);
+    let p = p.mul_add(r, S::splat(5.591_785_5e-2));
+    let p = p.mul_add(r, S::splat(0.240_247_46));
+    let p = p.mul_add(r, S::splat(0.693_121_8));
+    p.mul_add(r, S::splat(0.999_999_3))
 }
 
 /// For any CPU.
@@ -101,6 +132,7 @@ impl Portable {
 
 impl Lanes for Portable {
     type Wide = [u64; LANES];
+    type Bits = [u32; LANES];
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -113,6 +145,21 @@ impl Lanes for Portable {
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         *to = self.0;
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        Self(from.map(bf16::to_f32))
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16; LANES]) {
+        *to = self.0.map(bf16::from_f32);
+    }
+    #[inline(always)]
+    fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]) {
+        let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+        for (i, word) in to.iter_mut().enumerate() {
+            *word = bits(first.0[i]) | (bits(second.0[i]) << 16);
+        }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -187,17 +234,16 @@ impl Lanes for Portable {
         a
     }
     #[inline(always)]
-    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
-        let mut selected = [0.0; LANES];
-        for (x, a) in selected.iter_mut().zip(a) {
-            let bits = (a >> if upper { 16 } else { 0 }) & 0xFFFF;
-            *x = if bits >= u64::from(threshold) {
-                value
-            } else {
-                0.0
-            };
-        }
-        Self(selected)
+    fn wide_lower(a: Self::Wide) -> Self::Bits {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
+        a.map(|x| x as u32)
+    }
+    #[inline(always)]
+    fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {
+        Self(a.map(|x| {
+            let draw = if upper { x >> 16 } else { x & 0xFFFF };
+            if draw >= threshold { value } else { 0.0 }
+        }))
     }
 }
 
@@ -223,9 +269,38 @@ mod tests {
             let count = S::wide_count(u32::MAX - 3);
             let product = S::wide_mul(S::wide_mix(S::wide_mul(count, 0xD251_1F53), count, 77), 0xCD9E_8D57);
             for word in [product, S::wide_mix(product, S::wide_splat(0x1234_5678_9ABC), 5)] {
-                keep(S::wide_select(word, false, 0x8000, 2.5));
-                keep(S::wide_select(word, true, 0x1234, 1.5));
+                let word = S::wide_lower(word);
+                keep(S::bits_select(word, false, 0x8000, 2.5));
+                keep(S::bits_select(word, true, 0x1234, 1.5));
             }
+            let (mut short, mut words) = ([half::bf16::ZERO; 16], [0; 16]);
+            x.store_bf16(&mut short);
+            keep(S::load_bf16(&short));
+            y.store_bf16(&mut short);
+            keep(S::load_bf16(&short));
+            S::store_pairs(x, y, &mut words);
+            keep(S::load(&words.map(f32::from_bits)));
+        }
+    }
+
+    multiversion! {
+        fn powers<S: Lanes>(x: &[f32; 16], out: &mut [f32; 16]) {
+            S::load(x).exp2().store(out);
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_close_and_underflow_to_zero() {
+        let mut x: [f32; 16] = std::array::from_fn(|i| 5.3 - 9.17 * i as f32);
+        (x[13], x[14], x[15]) = (-1e30, f32::NEG_INFINITY, f32::NAN);
+        for cpu in Cpu::each() {
+            let mut y = [0f32; 16];
+            powers(cpu, &x, &mut y);
+            for (x, y) in x.iter().zip(y).take(13) {
+                let expected = f64::from(*x).exp2();
+                assert!((f64::from(y) / expected - 1.0).abs() < 3e-6, "{cpu:?} {x} {y}");
+            }
+            assert!(y[13] < 1e-37 && y[14] < 1e-37 && y[15].is_nan(), "{cpu:?} {y:?}");
         }
     }
 

@@ -10,11 +10,13 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes};
+use half::bf16;
 
-/// For CPUs with avx512f, avx512bw and avx512dq.
+use super::{LANES, Lanes, exp2_of_fraction};
+
+/// For CPUs with avx512f, avx512bw, avx512dq and avx512vl, and avx512bf16 if `BF16` says so.
 #[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+pub struct Avx512<const BF16: bool>(__m512);
 
 /// For CPUs with avx2 and fma.
 #[derive(Clone, Copy)]
@@ -24,8 +26,9 @@ const FULL: u16 = u16::MAX;
 
 // SAFETY of all blocks in this impl: the trait's users compile it only into functions for a CPU with these
 // features; pointers are those of the sixteen numbers' array.
-impl Lanes for Avx512 {
+impl<const BF16: bool> Lanes for Avx512<BF16> {
     type Wide = [__m512i; 2];
+    type Bits = __m512i;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -41,6 +44,30 @@ impl Lanes for Avx512 {
     fn store(self, to: &mut [f32; LANES]) {
         // SAFETY: see above.
         unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), FULL, self.0) }
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        // SAFETY: see above; a bf16 is 16 bits.
+        unsafe {
+            let short = _mm256_maskz_loadu_epi16(FULL, from.as_ptr().cast());
+            let words = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(short));
+            Self(_mm512_castsi512_ps(words))
+        }
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16; LANES]) {
+        // SAFETY: see above; a bf16 is 16 bits.
+        unsafe { _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), FULL, rounded::<BF16>(self.0)) }
+    }
+    #[inline(always)]
+    fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]) {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(rounded::<BF16>(first.0));
+            let high = _mm512_cvtepu16_epi32(rounded::<BF16>(second.0));
+            let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), FULL, words);
+        }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -79,6 +106,15 @@ impl Lanes for Avx512 {
             let one = _mm512_set1_epi32(1f32.to_bits() as i32);
             let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
             Self(_mm512_castsi512_ps(_mm512_add_epi32(n, one)))
+        }
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let n = _mm512_roundscale_ps::<0>(self.0);
+            let p = exp2_of_fraction(Self(_mm512_sub_ps(self.0, n)));
+            Self(_mm512_scalef_ps(p.0, n))
         }
     }
     #[inline(always)]
@@ -150,25 +186,52 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
+    fn wide_lower(a: Self::Wide) -> Self::Bits {
         // SAFETY: see above.
         unsafe {
             let low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(a[0]));
-            let words = _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(a[1]));
-            let bits = if upper {
-                _mm512_srli_epi32::<16>(words)
-            } else {
-                _mm512_and_si512(words, _mm512_set1_epi32(0xFFFF))
-            };
-            let keep = _mm512_cmpge_epu32_mask(bits, _mm512_set1_epi32(threshold as i32));
+            _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(a[1]))
+        }
+    }
+    #[inline(always)]
+    fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            // With the 16 bits on top, those below them do not matter.
+            let bits = if upper { a } else { _mm512_slli_epi32::<16>(a) };
+            let least = _mm512_set1_epi32((threshold << 16) as i32);
+            let keep = _mm512_cmpge_epu32_mask(bits, least);
             Self(_mm512_maskz_mov_ps(keep, _mm512_set1_ps(value)))
         }
+    }
+}
+
+/// The nearest bf16, ties to even.
+///
+/// # Safety
+/// The CPU must have avx512f and avx512vl, and avx512bf16 if `BF16`.
+#[inline(always)]
+unsafe fn rounded<const BF16: bool>(x: __m512) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if BF16 {
+            return std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+        }
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+        // Rounding could carry a NaN into infinity.
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let nan = _mm512_cmpunord_ps_mask(x, x);
+        let up = _mm512_mask_mov_epi32(up, nan, quiet);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(up))
     }
 }
 
 // SAFETY of all blocks in this impl: as for the one above.
 impl Lanes for Avx2 {
     type Wide = [__m256i; 4];
+    type Bits = [__m256i; 2];
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -195,6 +258,39 @@ impl Lanes for Avx2 {
             let high = to.as_mut_ptr().wrapping_add(8);
             _mm256_maskstore_ps(to.as_mut_ptr(), full, self.0[0]);
             _mm256_maskstore_ps(high, full, self.0[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        // SAFETY: see above; a bf16 is 16 bits, and any 16 bytes may be loaded.
+        unsafe {
+            let half = |at: *const bf16| {
+                let short = _mm_loadu_si128(at.cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(short)))
+            };
+            Self([half(from.as_ptr()), half(from.as_ptr().wrapping_add(8))])
+        }
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16; LANES]) {
+        // SAFETY: see above; a bf16 is 16 bits, and there are 32 bytes.
+        unsafe {
+            let [low, high] = self.0.map(|x| _mm256_srli_epi32::<16>(rounded_8(x)));
+            let short = _mm256_packus_epi32(low, high);
+            let short = _mm256_permute4x64_epi64::<0xD8>(short);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), short);
+        }
+    }
+    #[inline(always)]
+    fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]) {
+        for (i, (low, high)) in first.0.into_iter().zip(second.0).enumerate() {
+            // SAFETY: see above; eight words from `8 * i` are there.
+            unsafe {
+                let low = _mm256_srli_epi32::<16>(rounded_8(low));
+                let high = _mm256_and_si256(rounded_8(high), _mm256_set1_epi32(-0x1_0000));
+                let at = to.as_mut_ptr().wrapping_add(8 * i);
+                _mm256_storeu_si256(at.cast(), _mm256_or_si256(low, high));
+            }
         }
     }
     #[inline(always)]
@@ -314,13 +410,22 @@ impl Lanes for Avx2 {
         a
     }
     #[inline(always)]
-    fn wide_select(a: Self::Wide, upper: bool, threshold: u32, value: f32) -> Self {
+    fn wide_lower(a: Self::Wide) -> Self::Bits {
         // SAFETY: see above.
         unsafe {
             let half = |a: __m256i, b: __m256i| {
-                let mixed =
-                    _mm256_shuffle_ps::<0x88>(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-                let words = _mm256_permute4x64_epi64::<0xD8>(_mm256_castps_si256(mixed));
+                let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+                let mixed = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
+                _mm256_permute4x64_epi64::<0xD8>(mixed)
+            };
+            [half(a[0], a[1]), half(a[2], a[3])]
+        }
+    }
+    #[inline(always)]
+    fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {
+        Self(a.map(|words| {
+            // SAFETY: see above.
+            unsafe {
                 let bits = if upper {
                     _mm256_srli_epi32::<16>(words)
                 } else {
@@ -329,9 +434,26 @@ impl Lanes for Avx2 {
                 // Signed comparison serves: both are below 2^16.
                 let drop = _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold as i32), bits);
                 _mm256_andnot_ps(_mm256_castsi256_ps(drop), _mm256_set1_ps(value))
-            };
-            Self([half(a[0], a[1]), half(a[2], a[3])])
-        }
+            }
+        }))
+    }
+}
+
+/// The nearest bf16, ties to even, in the upper half of each lane.
+///
+/// # Safety
+/// The CPU must have avx2.
+#[inline(always)]
+unsafe fn rounded_8(x: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+        // Rounding could carry a NaN into infinity.
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        _mm256_blendv_epi8(up, quiet, nan)
     }
 }
 

@@ -1,20 +1,24 @@
 //! The linear layer `y = x Wᵀ + b`, with W `[N, K]` as torch stores it, and its gradients.
 //!
-//! With [`Precision::Bf16`] the factors of each product are rounded to bf16; sums and results are f32, as
-//! under autocast. W is packed once per optimizer step, in one form for `y` and one for `dx`.
+//! With [`Precision::Bf16`] the factors of each product are rounded to bf16, and sums are f32, as under
+//! autocast. W is packed once per optimizer step, in one form for `y` and one for `dx`. Activations and their
+//! gradients are f32 or bf16, all of a call alike; weights, biases and their gradients are f32.
 
 mod products;
 
-use std::ops::Range;
-
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::Activation;
-use super::gemm::{Aligned, Engine, Format, Layout, Panels, Start, pack_columns, pack_rows};
+use super::cpu::Cpu;
+use super::element::{Element, for_dtype};
+use super::gemm::{Aligned, Engine, Format, Layout, MAX_WIDTH, Panels, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
-use super::view::{self, read, write};
-use products::{Matrix, Product, WeightSum, columns_times_rows, rows_times_panels};
+use super::rows::{add_narrow, narrow, widen};
+use super::view::{self, read};
+use products::{
+    Matrix, Piece, Sum, Term, WeightSum, columns_times_rows, rows_times_panels,
+};
 
 /// What the factors of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,14 @@ impl Precision {
     /// Whether this CPU multiplies bf16 natively; elsewhere [`Self::Bf16`] is not faster than f32.
     pub fn native_bf16() -> bool {
         Engine::best(Self::Bf16).format() == Format::Pairs
+    }
+
+    /// What activations are kept as: bf16 only where products take it as it is.
+    pub fn storage(self) -> DType {
+        match Engine::best(self).format() {
+            Format::Pairs => DType::BF16,
+            Format::F32 | Format::Rounded => DType::F32,
+        }
     }
 }
 
@@ -117,8 +129,9 @@ impl LinearWeight {
         2 * rows * self.out_features * self.in_features
     }
 
-    fn bytes(&self, rows: usize) -> usize {
-        4 * rows * (self.out_features + self.in_features) + 2 * self.out_features * self.in_features
+    fn bytes(&self, rows: usize, size: usize) -> usize {
+        size * rows * (self.out_features + self.in_features)
+            + 4 * self.engine.words(self.in_features) * self.out_features
     }
 
     fn forward_layout(&self) -> Layout {
@@ -163,10 +176,17 @@ pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor
 /// # Errors
 /// As [`forward`].
 pub fn forward_all(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
+    for_dtype!(x, forward_all_of(x, layers))
+}
+
+fn forward_all_of<T: Element>(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
     let outs: Vec<&Tensor> = layers.iter().map(|layer| layer.out).collect();
-    view::write_list(&outs, |outs| {
+    view::write_list(&outs, |outs: Vec<&mut [T]>| {
+        let widths: Vec<usize> = layers.iter().map(|l| l.weight.out_features).collect();
         let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
-        forward_into(x, layers, &outs, |_, _| {})
+        forward_into::<T>(x, layers, |cpu, piece| {
+            store(cpu, &piece, widths[piece.sum], &outs[piece.sum]);
+        })
     })
 }
 
@@ -180,78 +200,98 @@ pub fn forward_activated(
     bias: Option<&Tensor>,
     to: &Activated<'_>,
 ) -> Result<()> {
-    let n = weight.out_features;
+    for_dtype!(x, forward_activated_of(x, weight, bias, to))
+}
+
+fn forward_activated_of<T: Element>(
+    x: &Tensor,
+    weight: &LinearWeight,
+    bias: Option<&Tensor>,
+    to: &Activated<'_>,
+) -> Result<()> {
+    expect(to.activated, to.inner.dims())?;
     let layer = Projection {
         weight,
         bias,
         out: to.inner,
     };
-    expect(to.activated, to.inner.dims())?;
-    view::write_list(&[to.inner, to.activated], |mut outs| {
-        let (Some(activated), Some(inner)) = (outs.pop(), outs.pop()) else {
-            bail!("two outputs")
-        };
-        let (inner, activated) = (Disjoint::new(inner), Disjoint::new(activated));
-        let out = std::slice::from_ref(&inner);
-        forward_into(x, &[layer], out, |rows, columns| {
-            for row in rows {
-                let at = row * n + columns.start..row * n + columns.end;
-                // SAFETY: a task has its rows and columns to itself.
-                let (x, y) = unsafe { (inner.slice(at.clone()), activated.slice(at)) };
-                to.activation.apply(weight.engine.cpu(), x, y);
+    view::write_list(&[to.inner, to.activated], |outs: Vec<&mut [T]>| {
+        let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
+        forward_into::<T>(x, &[layer], |cpu, piece| {
+            store(cpu, &piece, weight.out_features, &outs[0]);
+            for row in piece.data.chunks_exact_mut(MAX_WIDTH) {
+                to.activation.apply(cpu, &mut row[..piece.columns.len()]);
             }
+            store(cpu, &piece, weight.out_features, &outs[1]);
         })
     })
 }
 
-fn forward_into(
+/// Computes layers' outputs, with all shapes checked, and hands them to `finish` piece by piece.
+fn forward_into<T: Element>(
     x: &Tensor,
     layers: &[Projection<'_>],
-    outs: &[Disjoint<'_, f32>],
-    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
+    finish: impl Fn(Cpu, Piece<'_>) + Sync,
 ) -> Result<()> {
     let Some(first) = layers.first().map(|layer| layer.weight) else {
         return Ok(());
     };
     let rows = x.dim(0)?;
-    let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias).collect();
+    let (mut flop, mut bytes) = (0, 0);
     for Projection { weight, bias, out } in layers {
         expect(x, &[rows, weight.in_features])?;
         expect(out, &[rows, weight.out_features])?;
-        first.alike(weight)?;
         if let Some(bias) = bias {
             expect(bias, &[weight.out_features])?;
         }
+        first.alike(weight)?;
+        flop += weight.flop(rows);
+        bytes += weight.bytes(rows, size_of::<T>());
     }
-    let flop = layers.iter().map(|layer| layer.weight.flop(rows)).sum();
-    let _op = profile::op(
-        "linear",
-        flop,
-        layers.iter().map(|l| l.weight.bytes(rows)).sum(),
-    );
-    read(x, |x| {
-        view::read_list(&biases, |biases| {
-            let mut biases = biases.iter();
-            let products: Vec<_> = layers
+    let _op = profile::op("linear", flop, bytes);
+    let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias).collect();
+    view::read_as(x, |x: &[T]| {
+        view::read_list(&biases, |biases: &[&[f32]]| {
+            let mut biases = biases.iter().copied();
+            let sums: Vec<_> = layers
                 .iter()
-                .zip(outs)
-                .map(|(layer, out)| {
+                .map(|layer| {
                     let layout = layer.weight.forward_layout();
-                    Product {
+                    let term = Term {
                         left: x,
                         depth: layer.weight.in_features,
                         right: Panels::new(layer.weight.forward.get(layout.len()), layout),
-                        start: match layer.bias.and_then(|_| biases.next()) {
-                            Some(bias) => Start::Bias(bias),
-                            None => Start::Zero,
-                        },
-                        out,
+                    };
+                    Sum {
+                        terms: vec![term],
+                        bias: layer.bias.and_then(|_| biases.next()),
                     }
                 })
                 .collect();
-            rows_times_panels(first.engine, rows, &products, finish);
+            let cpu = first.engine.cpu();
+            rows_times_panels(first.engine, rows, &sums, |piece| finish(cpu, piece));
         })
     })?
+}
+
+/// Writes a piece where it belongs in a matrix of `width` columns.
+fn store<T: Element>(cpu: Cpu, piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
+    let rows = piece.data.chunks_exact(MAX_WIDTH);
+    for (data, row) in rows.zip(piece.rows.clone()) {
+        let at = row * width + piece.columns.start..row * width + piece.columns.end;
+        // SAFETY: pieces do not overlap.
+        narrow(cpu, &data[..piece.columns.len()], unsafe { out.slice(at) });
+    }
+}
+
+/// Adds a piece to where it belongs.
+fn add_to<T: Element>(cpu: Cpu, piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
+    let rows = piece.data.chunks_exact(MAX_WIDTH);
+    for (data, row) in rows.zip(piece.rows.clone()) {
+        let at = row * width + piece.columns.start..row * width + piece.columns.end;
+        // SAFETY: pieces do not overlap.
+        add_narrow(cpu, &data[..piece.columns.len()], unsafe { out.slice(at) });
+    }
 }
 
 /// A layer's share in the gradient of its input.
@@ -265,7 +305,7 @@ pub struct Share<'a> {
 /// `dx [T, K] = dy [T, N] W`, or `+=` if it accumulates.
 ///
 /// # Errors
-/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+/// If shapes do not fit or a tensor is not contiguous on the CPU.
 pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bool) -> Result<()> {
     backward_input_all(&[Share { dy, weight: w }], dx, accumulate)
 }
@@ -275,14 +315,24 @@ pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bo
 /// # Errors
 /// As [`backward_input`].
 pub fn backward_input_all(shares: &[Share<'_>], dx: &Tensor, accumulate: bool) -> Result<()> {
-    write(dx, |out| {
-        backward_into(
-            shares,
-            dx.dims(),
-            &Disjoint::new(out),
-            accumulate,
-            |_, _| {},
-        )
+    for_dtype!(dx, backward_input_all_of(shares, dx, accumulate))
+}
+
+fn backward_input_all_of<T: Element>(
+    shares: &[Share<'_>],
+    dx: &Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    let width = dx.dim(1)?;
+    view::write_as(dx, |out: &mut [T]| {
+        let out = Disjoint::new(out);
+        backward_into::<T>(shares, dx.dims(), |cpu, piece| {
+            if accumulate {
+                add_to(cpu, &piece, width, &out);
+            } else {
+                store(cpu, &piece, width, &out);
+            }
+        })
     })
 }
 
@@ -296,76 +346,72 @@ pub fn backward_input_activated(
     weight: &LinearWeight,
     to: &Activated<'_>,
 ) -> Result<()> {
-    let k = weight.in_features;
+    for_dtype!(dy, backward_input_activated_of(dy, weight, to))
+}
+
+fn backward_input_activated_of<T: Element>(
+    dy: &Tensor,
+    weight: &LinearWeight,
+    to: &Activated<'_>,
+) -> Result<()> {
+    let width = weight.in_features;
     expect(to.inner, to.activated.dims())?;
-    read(to.inner, |inner| {
-        write(to.activated, |out| {
+    view::read_as(to.inner, |inner: &[T]| {
+        view::write_as(to.activated, |out: &mut [T]| {
             let out = Disjoint::new(out);
             let shares = [Share { dy, weight }];
-            backward_into(
-                &shares,
-                to.activated.dims(),
-                &out,
-                false,
-                |rows, columns| {
-                    for row in rows {
-                        let at = row * k + columns.start..row * k + columns.end;
-                        // SAFETY: a task has its rows and columns to itself.
-                        let d = unsafe { out.slice(at.clone()) };
-                        to.activation
-                            .apply_backward(weight.engine.cpu(), &inner[at], d);
-                    }
-                },
-            )
+            backward_into::<T>(&shares, to.activated.dims(), |cpu, piece| {
+                let mut x = [0.0; MAX_WIDTH];
+                let x = &mut x[..piece.columns.len()];
+                let rows = piece.data.chunks_exact_mut(MAX_WIDTH);
+                for (d, row) in rows.zip(piece.rows.clone()) {
+                    widen(cpu, &inner[row * width + piece.columns.start..][..x.len()], x);
+                    to.activation.apply_backward(cpu, x, &mut d[..x.len()]);
+                }
+                store(cpu, &piece, width, &out);
+            })
         })
     })?
 }
 
-fn backward_into(
+/// Computes the sum of shares [T, K], with all shapes checked, and hands it to `finish` piece by piece.
+fn backward_into<T: Element>(
     shares: &[Share<'_>],
     dims: &[usize],
-    out: &Disjoint<'_, f32>,
-    accumulate: bool,
-    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
+    finish: impl Fn(Cpu, Piece<'_>) + Sync,
 ) -> Result<()> {
     let Some(first) = shares.first().map(|share| share.weight) else {
         return Ok(());
     };
     let rows = dims.first().copied().unwrap_or(0);
+    let (mut flop, mut bytes) = (0, 0);
     for Share { dy, weight } in shares {
         expect(dy, &[rows, weight.out_features])?;
         if dims != [rows, weight.in_features] {
-            bail!(
-                "expected the shape [{rows}, {}], got {dims:?}",
-                weight.in_features
-            )
+            let expected = [rows, weight.in_features];
+            bail!("expected the shape {expected:?}, got {dims:?}")
         }
         first.alike(weight)?;
+        flop += weight.flop(rows);
+        bytes += weight.bytes(rows, size_of::<T>());
     }
-    let flop = shares.iter().map(|share| share.weight.flop(rows)).sum();
-    let _op = profile::op(
-        "linear dX",
-        flop,
-        shares.iter().map(|s| s.weight.bytes(rows)).sum(),
-    );
+    let _op = profile::op("linear dX", flop, bytes);
     let dys: Vec<&Tensor> = shares.iter().map(|share| share.dy).collect();
-    view::read_list(&dys, |dys| {
-        let mut start = if accumulate { Start::Out } else { Start::Zero };
-        let products: Vec<_> = shares
-            .iter()
-            .zip(dys)
-            .map(|(Share { weight, .. }, dy)| {
-                let layout = weight.backward_layout();
-                Product {
-                    left: dy,
-                    depth: weight.out_features,
-                    right: Panels::new(weight.backward.get(layout.len()), layout),
-                    start: std::mem::replace(&mut start, Start::Out),
-                    out,
-                }
-            })
-            .collect();
-        rows_times_panels(first.engine, rows, &products, finish);
+    view::read_list(&dys, |dys: &[&[T]]| {
+        let terms = shares.iter().zip(dys).map(|(Share { weight, .. }, &dy)| {
+            let layout = weight.backward_layout();
+            Term {
+                left: dy,
+                depth: weight.out_features,
+                right: Panels::new(weight.backward.get(layout.len()), layout),
+            }
+        });
+        let sum = Sum {
+            terms: terms.collect(),
+            bias: None,
+        };
+        let cpu = first.engine.cpu();
+        rows_times_panels(first.engine, rows, &[sum], |piece| finish(cpu, piece));
     })
 }
 
@@ -407,8 +453,16 @@ pub fn backward_weight_all(
 }
 
 fn backward_weight_on(engine: Engine, layers: &[Gradient<'_>], x: &Tensor) -> Result<()> {
+    for_dtype!(x, backward_weight_of(engine, layers, x))
+}
+
+fn backward_weight_of<T: Element>(
+    engine: Engine,
+    layers: &[Gradient<'_>],
+    x: &Tensor,
+) -> Result<()> {
     let (rows, k) = x.dims2()?;
-    let (mut flop, mut bytes) = (0, 4 * rows * k);
+    let (mut flop, mut bytes) = (0, size_of::<T>() * rows * k);
     for Gradient { dy, dw, db } in layers {
         let n = dy.dim(1)?;
         expect(dy, &[rows, n])?;
@@ -417,15 +471,15 @@ fn backward_weight_on(engine: Engine, layers: &[Gradient<'_>], x: &Tensor) -> Re
             expect(db, &[n])?;
         }
         flop += 2 * rows * n * k;
-        bytes += 4 * (rows * n + 2 * n * k);
+        bytes += size_of::<T>() * rows * n + 8 * n * k;
     }
     let _op = profile::op("linear dW", flop, bytes);
     let dys: Vec<&Tensor> = layers.iter().map(|layer| layer.dy).collect();
     let outs = layers.iter().flat_map(|layer| [Some(layer.dw), layer.db]);
     let outs: Vec<&Tensor> = outs.flatten().collect();
-    read(x, |x| {
-        view::read_list(&dys, |dys| {
-            view::write_list(&outs, |outs| {
+    view::read_as(x, |x: &[T]| {
+        view::read_list(&dys, |dys: &[&[T]]| {
+            view::write_list(&outs, |outs: Vec<&mut [f32]>| {
                 let mut outs = outs.into_iter().map(Disjoint::new);
                 let sums: Vec<_> = layers
                     .iter()
@@ -457,7 +511,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kernels::cpu::Cpu;
+    use crate::kernels::view::write;
     use crate::kernels::pool::set_threads;
 
     fn noise(n: usize, seed: u64) -> Vec<f32> {

@@ -4,16 +4,24 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::kernels::cpu::multiversion;
+use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Format, Layout, Left, Panels, Start, as_words, convert_rows, multiply,
-    pack_rows,
+    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, multiply, pack_rows,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
 
+/// Buffers of a thread.
+#[derive(Default)]
+struct Scratch {
+    /// The piece of a sum that is being computed.
+    piece: Aligned,
+    /// A task's rows of the left factors, where they have to be converted.
+    converted: Vec<Aligned>,
+}
+
 thread_local! {
-    /// A task's rows of the left factor, converted.
-    static ROWS: RefCell<Aligned> = const { RefCell::new(Aligned::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
     /// The caller's packed factors of a weight gradient.
     static FACTORS: RefCell<[Aligned; 2]> = const { RefCell::new([Aligned::new(), Aligned::new()]) };
 }
@@ -68,107 +76,143 @@ impl Grid {
     }
 }
 
-/// One product `out [rows, width] (+)= left [rows, depth] · right`.
+/// One product of a sum: `left [rows, depth] · right`.
 #[derive(Clone, Copy)]
-pub struct Product<'a> {
-    pub left: &'a [f32],
+pub struct Term<'a, T> {
+    pub left: &'a [T],
     pub depth: usize,
     pub right: Panels<'a>,
-    pub start: Start<'a>,
-    pub out: &'a Disjoint<'a, f32>,
 }
 
-/// Products with the same number of `rows`, in order: they may share a left factor, which is then converted
-/// once, or an output, which is then summed while it is in the cache. `finish` is called with each block of
-/// rows and range of columns when all products have written there.
-pub fn rows_times_panels(
+/// `bias + Σ terms`, [rows, width].
+pub struct Sum<'a, T> {
+    pub terms: Vec<Term<'a, T>>,
+    pub bias: Option<&'a [f32]>,
+}
+
+/// A finished piece of a sum: some rows of some columns, `data[row][MAX_WIDTH]`.
+pub struct Piece<'a> {
+    /// Which of the sums.
+    pub sum: usize,
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+    pub data: &'a mut [f32],
+}
+
+/// Computes sums of the same number of `rows`, piece by piece, and hands each piece to `finish` while it is
+/// in the innermost cache. Left factors that several terms share are converted once.
+pub fn rows_times_panels<T: Element>(
     engine: Engine,
     rows: usize,
-    products: &[Product<'_>],
-    finish: impl Fn(Range<usize>, Range<usize>) + Sync,
+    sums: &[Sum<'_, T>],
+    finish: impl Fn(Piece<'_>) + Sync,
 ) {
-    let Some(first) = products.first() else {
-        return;
-    };
-    let grid = Grid::new(rows, first.right.layout().panels());
+    let panels = |sum: &Sum<'_, T>| sum.terms.first().map_or(0, |term| term.right.layout().panels());
+    let grid = Grid::new(rows, sums.iter().map(panels).max().unwrap_or(0));
     parallel_for(grid.tasks(), |task| {
         let block = grid.rows(task);
-        ROWS.with_borrow_mut(|buffer| {
-            let mut converted: *const f32 = std::ptr::null();
-            for product in products {
-                let from = &product.left[block.start * product.depth..block.end * product.depth];
-                let fresh = from.as_ptr() != converted;
-                let left = left_rows(engine, from, block.len(), product.depth, buffer, fresh);
-                converted = from.as_ptr();
-                product.run(engine, left, block.clone(), grid.panels(task));
+        SCRATCH.with_borrow_mut(|Scratch { piece, converted }| {
+            let lefts = Lefts::new(engine, sums, &block, converted);
+            for (number, sum) in sums.iter().enumerate() {
+                let own = grid.panels(task).start.min(panels(sum))..grid.panels(task).end.min(panels(sum));
+                for panel in own {
+                    let columns = sum.piece(engine, &lefts, block.len(), panel, piece);
+                    finish(Piece {
+                        sum: number,
+                        rows: block.clone(),
+                        columns,
+                        data: &mut *piece.floats(block.len() * MAX_WIDTH),
+                    });
+                }
             }
         });
-        let layout = first.right.layout();
-        let panels = grid.panels(task);
-        if !panels.is_empty() {
-            let columns = layout.columns(panels.start).start..layout.columns(panels.end - 1).end;
-            finish(block, columns);
-        }
     });
 }
 
-/// Rows as a left factor: where they lie, or in `buffer`, which holds them already unless they are `fresh`.
-fn left_rows<'a>(
-    engine: Engine,
-    from: &'a [f32],
-    rows: usize,
-    depth: usize,
-    buffer: &'a mut Aligned,
-    fresh: bool,
-) -> Left<'a> {
-    let words = engine.words(depth);
-    if engine.format() == Format::F32 {
-        return Left::rows(as_words(from), words);
+/// A block's left factors, by where their rows lie.
+struct Lefts<'a>(Vec<(usize, Left<'a>)>);
+
+impl<'a> Lefts<'a> {
+    fn new<T: Element>(
+        engine: Engine,
+        sums: &'a [Sum<'_, T>],
+        block: &Range<usize>,
+        converted: &'a mut Vec<Aligned>,
+    ) -> Self {
+        let mut terms: Vec<&Term<'_, T>> = Vec::new();
+        for term in sums.iter().flat_map(|sum| &sum.terms) {
+            if !terms.iter().any(|known| known.left.as_ptr() == term.left.as_ptr()) {
+                terms.push(term);
+            }
+        }
+        if converted.len() < terms.len() {
+            converted.resize_with(terms.len(), Aligned::new);
+        }
+        let lefts = terms.into_iter().zip(converted).map(|(term, buffer)| {
+            let (depth, rows) = (term.depth, block.len());
+            let from = &term.left[block.start * depth..block.end * depth];
+            let left = Left::of_rows(engine, from, depth, rows, depth, buffer);
+            (term.left.as_ptr().addr(), left)
+        });
+        Self(lefts.collect())
     }
-    let converted = buffer.words(rows * words);
-    if fresh {
-        convert_rows(engine, from, depth, rows, depth, converted);
+
+    fn get<T>(&self, term: &Term<'_, T>) -> Option<Left<'a>> {
+        let address = term.left.as_ptr().addr();
+        let found = self.0.iter().find(|(known, _)| *known == address)?;
+        Some(found.1)
     }
-    Left::rows(converted, words)
 }
 
-impl Product<'_> {
-    /// Some rows of it, and some panels: one task's.
-    fn run(&self, engine: Engine, left: Left<'_>, rows: Range<usize>, panels: Range<usize>) {
-        let width = self.right.layout().width;
-        assert!(
-            rows.end * width <= self.out.len(),
-            "the output is too short"
-        );
-        let out = self.out.pointer(rows.start * width);
-        let (right, start) = (self.right, self.start);
-        // SAFETY: `out` has `width` columns in each row, all of them within it as just checked, and each task
-        // has its own block of rows and panels.
-        unsafe { multiply(engine, left, rows.len(), right, panels, start, out, width) };
+impl<T: Element> Sum<'_, T> {
+    /// Computes one panel's columns into `piece`; answers which these are.
+    fn piece(
+        &self,
+        engine: Engine,
+        lefts: &Lefts<'_>,
+        rows: usize,
+        panel: usize,
+        piece: &mut Aligned,
+    ) -> Range<usize> {
+        let data = piece.floats(rows * MAX_WIDTH).as_mut_ptr();
+        let mut columns = 0..0;
+        let mut start = self.bias.map_or(Start::Zero, Start::Bias);
+        for term in &self.terms {
+            let Some(left) = lefts.get(term) else {
+                continue;
+            };
+            columns = term.right.layout().columns(panel);
+            let (out, panels) = (data.wrapping_sub(columns.start), panel..panel + 1);
+            // SAFETY: only the panel's columns are touched, of which there are at most `MAX_WIDTH`, and
+            // column `columns.start` of a row lies at the row's beginning in `piece`.
+            unsafe { multiply(engine, left, rows, term.right, panels, start, out, MAX_WIDTH) };
+            start = Start::Out;
+        }
+        columns
     }
 }
 
 /// A row-major matrix.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    data: &'a [f32],
+pub struct Matrix<'a, T> {
+    data: &'a [T],
     columns: usize,
 }
 
-impl<'a> Matrix<'a> {
-    pub fn new(data: &'a [f32], columns: usize) -> Self {
+impl<'a, T> Matrix<'a, T> {
+    pub fn new(data: &'a [T], columns: usize) -> Self {
         Self { data, columns }
     }
 
     /// Some of its rows, from column `column` on.
-    fn part(&self, rows: &Range<usize>, column: usize) -> &'a [f32] {
+    fn part(&self, rows: &Range<usize>, column: usize) -> &'a [T] {
         &self.data[rows.start * self.columns + column..rows.end * self.columns]
     }
 }
 
 /// `dw += dyᵀ x` and, if it is wanted, `db +=` the column sums of `dy`.
-pub struct WeightSum<'a> {
-    pub dy: Matrix<'a>,
+pub struct WeightSum<'a, T> {
+    pub dy: Matrix<'a, T>,
     pub dw: Disjoint<'a, f32>,
     pub db: Option<Disjoint<'a, f32>>,
 }
@@ -177,7 +221,12 @@ pub struct WeightSum<'a> {
 ///
 /// Factors are packed with the rows as their depth, a part of the rows at a time so that what is packed
 /// stays in the cache; the parts are added in order.
-pub fn columns_times_rows(engine: Engine, rows: usize, sums: &[WeightSum<'_>], x: Matrix<'_>) {
+pub fn columns_times_rows<T: Element>(
+    engine: Engine,
+    rows: usize,
+    sums: &[WeightSum<'_, T>],
+    x: Matrix<'_, T>,
+) {
     FACTORS.with_borrow_mut(|[left, right]| {
         for first in (0..rows).step_by(engine.numbers(DEPTH)) {
             let part = first..(first + engine.numbers(DEPTH)).min(rows);
@@ -197,9 +246,9 @@ pub fn columns_times_rows(engine: Engine, rows: usize, sums: &[WeightSum<'_>], x
 }
 
 /// Packs the rows in `part`, and adds their sum to `sums` if it is wanted.
-fn pack(
+fn pack<T: Element>(
     engine: Engine,
-    matrix: Matrix<'_>,
+    matrix: Matrix<'_, T>,
     layout: Layout,
     out: &mut [u32],
     part: &Range<usize>,
@@ -223,12 +272,12 @@ fn pack(
 
 multiversion! {
     /// Adds each of the rows to `sums`.
-    fn add_rows<S: Lanes>(from: &[f32], stride: usize, rows: usize, sums: &mut [f32]) {
+    fn add_rows<S: Lanes, T: Element>(from: &[T], stride: usize, rows: usize, sums: &mut [f32]) {
         for (i, sums) in sums.chunks_mut(LANES).enumerate() {
             let mut total = S::splat(0.0);
             for row in 0..rows {
                 let row = &from[row * stride + i * LANES..][..sums.len()];
-                total = total.add(S::load_part(row));
+                total = total.add(T::load_part::<S>(row));
             }
             S::load_part(sums).add(total).store_part(sums);
         }

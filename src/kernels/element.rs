@@ -1,0 +1,142 @@
+//! What activations are kept as: f32, or bf16 where products are of bf16 anyway.
+
+use candle_core::{CpuStorage, WithDType};
+use half::bf16;
+
+use super::gemm;
+use super::lanes::{LANES, Lanes};
+
+/// A number as it lies in memory. All arithmetic is f32.
+pub trait Element: WithDType + Send + Sync {
+    const ZERO: Self;
+
+    fn load<S: Lanes>(from: &[Self; LANES]) -> S;
+    fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]);
+    /// The nearest one.
+    fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
+    /// The elements of a storage of this type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+
+    /// `out` = pairs of bf16, one of each row, then zeros. Only for CPUs that multiply such pairs.
+    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]);
+    /// `out` = pairs of neighbours as bf16, then zeros. Only for CPUs that multiply such pairs.
+    fn pairs_along(numbers: &[Self], out: &mut [u32]);
+    /// Numbers that are pairs of neighbours as they lie.
+    fn as_pairs(numbers: &[Self]) -> Option<&[u32]>;
+    /// Numbers that are f32.
+    fn as_f32(numbers: &[Self]) -> Option<&[f32]>;
+
+    /// The first numbers of a slice, zeros where it has none.
+    #[inline(always)]
+    fn load_part<S: Lanes>(from: &[Self]) -> S {
+        if let Some(full) = from.first_chunk() {
+            Self::load(full)
+        } else {
+            let mut padded = [Self::ZERO; LANES];
+            padded[..from.len()].copy_from_slice(from);
+            Self::load(&padded)
+        }
+    }
+
+    /// Into a slice's first places, as many as there are.
+    #[inline(always)]
+    fn store_part<S: Lanes>(lanes: S, to: &mut [Self]) {
+        if let Some(full) = to.first_chunk_mut() {
+            Self::store(lanes, full);
+        } else {
+            let mut padded = [Self::ZERO; LANES];
+            Self::store(lanes, &mut padded);
+            to.copy_from_slice(&padded[..to.len()]);
+        }
+    }
+}
+
+impl Element for f32 {
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn load<S: Lanes>(from: &[Self; LANES]) -> S {
+        S::load(from)
+    }
+    #[inline(always)]
+    fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]) {
+        lanes.store(to);
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(data) => Some(data),
+            _ => None,
+        }
+    }
+    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]) {
+        gemm::pairs_across(first, second, out);
+    }
+    fn pairs_along(numbers: &[Self], out: &mut [u32]) {
+        gemm::pairs_along(numbers, out);
+    }
+    fn as_pairs(_: &[Self]) -> Option<&[u32]> {
+        None
+    }
+    fn as_f32(numbers: &[Self]) -> Option<&[f32]> {
+        Some(numbers)
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: Self = Self::ZERO;
+
+    #[inline(always)]
+    fn load<S: Lanes>(from: &[Self; LANES]) -> S {
+        S::load_bf16(from)
+    }
+    #[inline(always)]
+    fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]) {
+        lanes.store_bf16(to);
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::BF16(data) => Some(data),
+            _ => None,
+        }
+    }
+    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]) {
+        gemm::bf16_pairs_across(first, second, out);
+    }
+    fn pairs_along(numbers: &[Self], out: &mut [u32]) {
+        gemm::bf16_pairs_along(numbers, out);
+    }
+    fn as_pairs(numbers: &[Self]) -> Option<&[u32]> {
+        gemm::as_pairs(numbers)
+    }
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// Calls a generic function with the element type of a tensor.
+macro_rules! for_dtype {
+    ($tensor:expr, $f:ident($($arg:expr),* $(,)?)) => {
+        match $tensor.dtype() {
+            candle_core::DType::BF16 => $f::<half::bf16>($($arg),*),
+            _ => $f::<f32>($($arg),*),
+        }
+    };
+}
+pub(crate) use for_dtype;
