@@ -3,15 +3,13 @@
 //! Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", in PyTorch's form (`torch.optim.adamw`,
 //! `_single_tensor_adamw`). Elements are independent, so the result does not depend on the number of threads.
 
-use std::sync::Mutex;
-
 use candle_core::{Result, bail};
 
-use super::pool::parallel_for;
+use super::cpu::{Cpu, multiversion};
+use super::lanes::LANES;
+use super::parts::Parts;
+use super::pool::Disjoint;
 use super::profile;
-
-/// Elements per task: four streams of it (512 KiB) fit a core's second-level cache.
-const CHUNK: usize = 1 << 15;
 
 /// The scalars of one update of one parameter.
 #[derive(Clone, Copy, Debug)]
@@ -60,14 +58,18 @@ impl AdamWUpdate {
     }
 }
 
-/// Updates `value`, `exp_avg` (m) and `exp_avg_sq` (v), all of one length:
+/// Updates these parts of `value`, `exp_avg` (m) and `exp_avg_sq` (v), all of one length:
 /// g *= grad_scale; m += (1-β1) (g - m); v = β2 v + (1-β2) g²;
 /// value = decay · value - step_size · m / (√v · second_scale + ε).
 ///
+/// Without decay, an element whose gradient and moments are zero stays as it is, bit by bit, so that it may be
+/// left out.
+///
 /// # Errors
-/// If the lengths differ.
+/// If the lengths differ or there are no such rows.
 pub fn adamw(
     update: &AdamWUpdate,
+    parts: Parts,
     value: &mut [f32],
     grad: &[f32],
     exp_avg: &mut [f32],
@@ -77,40 +79,51 @@ pub fn adamw(
     if [grad.len(), exp_avg.len(), exp_avg_sq.len()] != [n; 3] {
         bail!("adamw: parameter, gradient and moments differ in length")
     }
-    let _op = profile::op("adamw", 0, 7 * 4 * n);
-    // Each task takes its own slices out of its own lock, which nobody else wants: cheaper than a cache miss, and
-    // without `unsafe`.
-    let tasks: Vec<_> = value
-        .chunks_mut(CHUNK)
-        .zip(grad.chunks(CHUNK))
-        .zip(exp_avg.chunks_mut(CHUNK).zip(exp_avg_sq.chunks_mut(CHUNK)))
-        .map(|((value, grad), (m, v))| Mutex::new((value, grad, m, v)))
-        .collect();
-    parallel_for(tasks.len(), |task| {
-        if let Ok(mut slices) = tasks[task].lock() {
-            let (value, grad, m, v) = &mut *slices;
-            chunk(update, value, grad, m, v);
-        }
+    parts.check(n)?;
+    let _op = profile::op("adamw", 0, 7 * 4 * parts.elements(n));
+    let cpu = Cpu::best();
+    let shared = [value, exp_avg, exp_avg_sq].map(Disjoint::new);
+    parts.for_blocks(n, |_, range| {
+        // SAFETY: blocks do not overlap, and each has one task.
+        let [value, m, v] = [0, 1, 2].map(|i| unsafe { shared[i].slice(range.clone()) });
+        update_block(cpu, *update, value, &grad[range], m, v);
     });
     Ok(())
 }
 
-fn chunk(update: &AdamWUpdate, value: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let u = *update;
-    // Equal lengths let the compiler drop the bounds checks and use vector registers.
-    let n = value.len();
-    let (grad, m, v) = (&grad[..n], &mut m[..n], &mut v[..n]);
-    for i in 0..n {
-        let g = grad[i] * u.grad_scale;
-        m[i] += u.rest[0] * (g - m[i]);
-        v[i] = u.beta2 * v[i] + u.rest[1] * g * g;
-        let denominator = v[i].sqrt() * u.second_scale + u.epsilon;
-        value[i] = value[i] * u.decay - u.step_size * m[i] / denominator;
+multiversion! {
+    /// All slices have one length.
+    fn update_block<S: Lanes>(
+        u: AdamWUpdate,
+        value: &mut [f32],
+        grad: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+    ) {
+        let (scale, decay, beta2) = (S::splat(u.grad_scale), S::splat(u.decay), S::splat(u.beta2));
+        let (rest1, rest2) = (S::splat(u.rest[0]), S::splat(u.rest[1]));
+        let (step, second) = (S::splat(-u.step_size), S::splat(u.second_scale));
+        let epsilon = S::splat(u.epsilon);
+        let moments = m.chunks_mut(LANES).zip(v.chunks_mut(LANES));
+        let numbers = value.chunks_mut(LANES).zip(grad.chunks(LANES));
+        for ((value, grad), (m, v)) in numbers.zip(moments) {
+            let g = S::load_part(grad).mul(scale);
+            let old = S::load_part(m);
+            let first = g.sub(old).mul_add(rest1, old);
+            let second_moment = S::load_part(v).mul_add(beta2, g.mul(g).mul(rest2));
+            let denominator = second_moment.sqrt().mul_add(second, epsilon);
+            let change = first.mul(step).div(denominator);
+            S::load_part(value).mul_add(decay, change).store_part(value);
+            first.store_part(m);
+            second_moment.store_part(v);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::parts::BLOCK;
+    use super::super::pool;
     use super::*;
 
     /// The slow reference: the formulas in f64, one element at a time.
@@ -132,43 +145,111 @@ mod tests {
         )
     }
 
-    #[test]
-    fn every_element_follows_the_reference_whatever_its_chunk() {
-        let n = 2 * CHUNK + 17;
-        let wave = |scale: f32| {
-            (0..n)
-                .map(|i| (i as f32 * 0.37).sin() * scale)
-                .collect::<Vec<_>>()
-        };
-        let (mut p, g, mut m) = (wave(1.0), wave(0.3), wave(0.1));
-        let mut v: Vec<f32> = wave(0.1).iter().map(|x| x * x).collect();
-        let before: Vec<_> = (0..n).map(|i| (p[i], g[i], m[i], v[i])).collect();
+    type State = [Vec<f32>; 4];
+
+    fn wave(n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * 0.37).sin() * scale).collect()
+    }
+
+    /// Value, gradient and moments.
+    fn start(n: usize) -> State {
+        let v = wave(n, 0.1).iter().map(|x| x * x).collect();
+        [wave(n, 1.0), wave(n, 0.3), wave(n, 0.1), v]
+    }
+
+    fn run(parts: Parts, state: &mut State) {
         let update = AdamWUpdate::new(7, 1e-2, 0.1, (0.9, 0.999), 1e-8, 0.5);
-        adamw(&update, &mut p, &g, &mut m, &mut v).unwrap();
-        for (i, &(p0, g0, m0, v0)) in before.iter().enumerate() {
-            let start = (f64::from(p0), f64::from(g0), f64::from(m0), f64::from(v0));
-            let expected = reference(7, (1e-2, 0.1), 0.5, start);
-            assert!((f64::from(p[i]) - expected.0).abs() < 1e-6, "element {i}");
-            assert!((f64::from(m[i]) - expected.1).abs() < 1e-7);
-            assert!((f64::from(v[i]) - expected.2).abs() < 1e-8);
+        let [p, g, m, v] = state;
+        adamw(&update, parts, p, g, m, v).unwrap();
+    }
+
+    fn assert_follows(actual: &State, before: &State) {
+        for i in 0..actual[0].len() {
+            let at = |part: usize| f64::from(before[part][i]);
+            let (p, m, v) = reference(7, (1e-2, 0.1), 0.5, (at(0), at(1), at(2), at(3)));
+            let off = |part: usize, expected: f64| (f64::from(actual[part][i]) - expected).abs();
+            // Written so that NaN fails too.
+            assert!(off(0, p) < 2e-7, "value {i}");
+            assert!(off(2, m) < 2e-8, "first moment {i}");
+            assert!(off(3, v) < 2e-9, "second moment {i}");
         }
     }
 
     #[test]
-    fn differing_lengths_are_refused() {
+    fn every_cpu_follows_the_reference_whatever_the_length() {
+        let update = AdamWUpdate::new(7, 1e-2, 0.1, (0.9, 0.999), 1e-8, 0.5);
+        for cpu in Cpu::each() {
+            for n in [1, 15, 16, 17, 1000] {
+                let mut state = start(n);
+                let [p, g, m, v] = &mut state;
+                update_block(cpu, update, p, g, m, v);
+                assert_follows(&state, &start(n));
+            }
+        }
+    }
+
+    #[test]
+    fn every_element_follows_the_reference_whatever_its_block_and_the_threads() {
+        let n = 3 * BLOCK + 17;
+        let mut states = [1, 2, 5].map(|threads| {
+            let before = pool::threads();
+            pool::set_threads(threads);
+            let mut state = start(n);
+            run(Parts::All, &mut state);
+            pool::set_threads(before);
+            state.map(|part| part.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        });
+        assert_eq!(states[0], states[1]);
+        assert_eq!(states[0], states[2]);
+        let state = std::mem::take(&mut states[0]);
+        let state = state.map(|part| part.into_iter().map(f32::from_bits).collect());
+        assert_follows(&state, &start(n));
+    }
+
+    #[test]
+    fn listed_rows_are_updated_as_in_the_whole_and_others_left() {
+        let (width, rows) = (21, [0, 3, 4, 99]);
+        let (mut some, mut all) = (start(100 * width), start(100 * width));
+        run(Parts::Rows { rows: &rows, width }, &mut some);
+        run(Parts::All, &mut all);
+        let before = start(100 * width);
+        for row in 0..100 {
+            let like = if rows.contains(&row) { &all } else { &before };
+            let at = row as usize * width..(row as usize + 1) * width;
+            for (some, like) in some.iter().zip(like) {
+                assert_eq!(some[at.clone()], like[at.clone()], "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn differing_lengths_and_rows_outside_are_refused() {
         let update = AdamWUpdate::new(1, 1e-3, 0.0, (0.9, 0.999), 1e-8, 1.0);
         let mut three = [vec![0f32; 3], vec![0f32; 3], vec![0f32; 3]];
         let [p, m, v] = &mut three;
-        assert!(adamw(&update, p, &[0.0; 2], m, v).is_err());
-        assert!(adamw(&update, &mut p[..2], &[0.0; 3], m, v).is_err());
-        assert!(adamw(&update, p, &[0.0; 3], m, v).is_ok());
+        let rows = |rows| Parts::Rows { rows, width: 1 };
+        assert!(adamw(&update, Parts::All, p, &[0.0; 2], m, v).is_err());
+        assert!(adamw(&update, Parts::All, &mut p[..2], &[0.0; 3], m, v).is_err());
+        assert!(adamw(&update, rows(&[3]), p, &[0.0; 3], m, v).is_err());
+        assert!(adamw(&update, rows(&[2]), p, &[0.0; 3], m, v).is_ok());
+        assert!(adamw(&update, Parts::All, p, &[0.0; 3], m, v).is_ok());
     }
 
     #[test]
     fn a_zero_gradient_without_moments_changes_nothing() {
         let update = AdamWUpdate::new(1, 1e-3, 0.0, (0.9, 0.999), 1e-8, 1.0);
-        let (mut p, mut m, mut v) = ([0.5f32; 3], [0f32; 3], [0f32; 3]);
-        adamw(&update, &mut p, &[0.0; 3], &mut m, &mut v).unwrap();
-        assert_eq!((p, m, v), ([0.5; 3], [0.0; 3], [0.0; 3]));
+        let start = [0.5f32, -0.0, 0.0];
+        let (mut p, mut m, mut v) = (start, [0f32; 3], [0f32; 3]);
+        adamw(
+            &update,
+            Parts::All,
+            &mut p,
+            &[0.0, -0.0, 0.0],
+            &mut m,
+            &mut v,
+        )
+        .unwrap();
+        assert_eq!(p.map(f32::to_bits), start.map(f32::to_bits));
+        assert_eq!((m.map(f32::to_bits), v.map(f32::to_bits)), ([0; 3], [0; 3]));
     }
 }

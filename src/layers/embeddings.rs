@@ -55,7 +55,10 @@ impl Embeddings {
     ) -> Loaded<Self, S> {
         let width = shape.hidden_size;
         let mut table = |table: &str, rows| {
-            source.parameter(&format!("{name}.{table}_embeddings.weight"), &[rows, width])
+            let name = format!("{name}.{table}_embeddings.weight");
+            source
+                .parameter(&name, &[rows, width])
+                .map(Parameter::by_rows)
         };
         let word = table("word", shape.vocab_size)?;
         let position = table("position", shape.max_positions)?;
@@ -124,6 +127,7 @@ impl Embeddings {
             (batch.positions(), &self.position),
             (&self.token_type_ids, &self.token_type),
         ] {
+            table.rows.iter().for_each(|rows| rows.mark(ids));
             embedding::scatter_add(&d_sum, ids, &mut self.scatter, &table.grad)?;
         }
         Ok(())

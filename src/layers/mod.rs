@@ -14,6 +14,7 @@ mod parameters;
 mod self_attention;
 #[cfg(test)]
 pub mod testing;
+mod touched_rows;
 
 pub use buffer::{Buffer, Workspace, is_out_of_memory};
 pub use embeddings::{Embeddings, EmbeddingsShape};
@@ -24,3 +25,4 @@ pub use micro_batch::{DropoutSeed, MicroBatch};
 pub use norm::Norm;
 pub use parameters::{Loaded, Parameter, ParameterSource, Parameters};
 pub use self_attention::SelfAttention;
+pub use touched_rows::{RowSet, TouchedRows};

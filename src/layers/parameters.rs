@@ -1,7 +1,11 @@
 //! Ordered named parameters. The order is the model's own (embeddings first, head last), never a map's, so
 //! that every sum over parameters has one fixed order.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
+
+use super::TouchedRows;
+use crate::kernels::parts::Parts;
+use crate::kernels::{gradient, view};
 
 /// One trainable tensor with its gradient; both f32, contiguous, of one shape, and alive for as long as the
 /// model is. Cloning shares the storage.
@@ -13,6 +17,8 @@ pub struct Parameter {
     pub value: Tensor,
     /// Sum of gradients since it was last zeroed.
     pub grad: Tensor,
+    /// For tables: which rows of the gradient may be other than zero. `None` is all.
+    pub rows: Option<TouchedRows>,
 }
 
 impl Parameter {
@@ -20,13 +26,59 @@ impl Parameter {
     ///
     /// # Errors
     /// If the gradient cannot be allocated.
-    pub fn new(name: impl Into<String>, value: Tensor) -> candle_core::Result<Self> {
+    pub fn new(name: impl Into<String>, value: Tensor) -> Result<Self> {
         let grad = value.zeros_like()?;
         Ok(Self {
             name: name.into(),
             value,
             grad,
+            rows: None,
         })
+    }
+
+    /// A table, whose layer marks the rows that it adds gradients to.
+    #[must_use]
+    pub fn by_rows(self) -> Self {
+        Self {
+            rows: Some(TouchedRows::default()),
+            ..self
+        }
+    }
+
+    /// Sets the gradient to zero.
+    ///
+    /// # Errors
+    /// If it is not an f32 tensor on the CPU.
+    pub fn zero_grad(&self) -> Result<()> {
+        self.with_touched(|parts| view::write(&self.grad, |grad| gradient::zero(grad, parts)))?;
+        self.rows.iter().for_each(TouchedRows::clear);
+        Ok(())
+    }
+
+    /// The sum of the squares of the gradient's elements.
+    ///
+    /// # Errors
+    /// If it is not an f32 tensor on the CPU.
+    pub fn grad_sum_of_squares(&self) -> Result<f64> {
+        self.with_touched(|parts| {
+            view::read(&self.grad, |grad| gradient::sum_of_squares(grad, parts))?
+        })
+    }
+
+    /// Calls `f` with the parts of the gradient that may be other than zero.
+    fn with_touched<R>(&self, f: impl FnOnce(Parts) -> Result<R>) -> Result<R> {
+        match &self.rows {
+            None => f(Parts::All),
+            Some(touched) => f(Parts::Rows {
+                rows: &touched.to_vec(),
+                width: self.row_width(),
+            }),
+        }
+    }
+
+    /// Elements of a row.
+    pub fn row_width(&self) -> usize {
+        self.value.dims().iter().skip(1).product()
     }
 }
 
@@ -39,11 +91,15 @@ pub trait ParameterSource {
     ///
     /// # Errors
     /// If there is none, or it has another shape.
-    fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter, Self::Error>;
+    fn parameter(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> std::result::Result<Parameter, Self::Error>;
 }
 
 /// A layer, or why its source could not give it.
-pub type Loaded<T, S> = Result<T, <S as ParameterSource>::Error>;
+pub type Loaded<T, S> = std::result::Result<T, <S as ParameterSource>::Error>;
 
 /// All parameters of a model, in order.
 #[derive(Clone, Debug, Default)]
@@ -79,15 +135,8 @@ impl Parameters {
     ///
     /// # Errors
     /// If a gradient is not an f32 tensor on the CPU.
-    pub fn zero_grad(&self) -> candle_core::Result<()> {
-        let _op = crate::kernels::profile::op("zero gradients", 0, 4 * self.element_count());
-        for parameter in self.iter() {
-            crate::kernels::view::write(&parameter.grad, |g| {
-                g.fill(0.0);
-                Ok(())
-            })?;
-        }
-        Ok(())
+    pub fn zero_grad(&self) -> Result<()> {
+        self.iter().try_for_each(Parameter::zero_grad)
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::kernels::adamw::{AdamWUpdate, adamw};
+use crate::kernels::parts::Parts;
 use crate::kernels::view;
-use crate::layers::{Parameter, Parameters};
+use crate::layers::{Parameter, Parameters, RowSet};
 
 use super::param_groups::decays;
 
@@ -61,6 +62,9 @@ struct Slot {
     decays: bool,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    /// Of a table without decay: the rows that ever had a gradient. The others' moments are zero, so updates
+    /// leave them as they are.
+    alive: Option<RowSet>,
 }
 
 impl AdamW {
@@ -73,8 +77,11 @@ impl AdamW {
             if parameter.value.dtype() != DType::F32 {
                 bail!("parameter `{}` is not f32", parameter.name)
             }
+            let decays = decays(&parameter.name);
+            let sparse = parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
             Ok(Slot {
-                decays: decays(&parameter.name),
+                decays,
+                alive: sparse.then(RowSet::default),
                 exp_avg: parameter.value.zeros_like()?,
                 exp_avg_sq: parameter.value.zeros_like()?,
                 parameter: parameter.clone(),
@@ -111,7 +118,7 @@ impl AdamW {
             )
         };
         let (with_decay, without) = (update(o.weight_decay), update(0.0));
-        for slot in &self.slots {
+        for slot in &mut self.slots {
             slot.apply(if slot.decays { &with_decay } else { &without })?;
         }
         Ok(())
@@ -148,14 +155,23 @@ impl AdamW {
             let (first, second) = slot.names();
             let exp_avg = take(&mut moments, first, &slot.exp_avg)?;
             let exp_avg_sq = take(&mut moments, second, &slot.exp_avg_sq)?;
-            loaded.push((exp_avg, exp_avg_sq));
+            let alive = match slot.alive {
+                Some(_) => Some(alive_rows(
+                    &exp_avg,
+                    &exp_avg_sq,
+                    slot.parameter.row_width(),
+                )?),
+                None => None,
+            };
+            loaded.push((exp_avg, exp_avg_sq, alive));
         }
         if let Some(name) = moments.into_keys().min() {
             return Err(OptimizerStateError::Unexpected(name));
         }
-        for (slot, (exp_avg, exp_avg_sq)) in self.slots.iter_mut().zip(loaded) {
+        for (slot, (exp_avg, exp_avg_sq, alive)) in self.slots.iter_mut().zip(loaded) {
             slot.exp_avg = exp_avg;
             slot.exp_avg_sq = exp_avg_sq;
+            slot.alive = alive;
         }
         self.step = step;
         Ok(())
@@ -168,17 +184,38 @@ impl Slot {
         (format!("{name}.exp_avg"), format!("{name}.exp_avg_sq"))
     }
 
-    fn apply(&self, update: &AdamWUpdate) -> Result<()> {
+    fn apply(&mut self, update: &AdamWUpdate) -> Result<()> {
+        if let (Some(alive), Some(touched)) = (&mut self.alive, &self.parameter.rows) {
+            touched.add_to(alive);
+        }
+        let rows = self.alive.as_ref().map(RowSet::to_vec);
+        let parts = rows.as_ref().map_or(Parts::All, |rows| Parts::Rows {
+            rows,
+            width: self.parameter.row_width(),
+        });
         view::read(&self.parameter.grad, |grad| {
             view::write(&self.exp_avg, |m| {
                 view::write(&self.exp_avg_sq, |v| {
                     view::write(&self.parameter.value, |value| {
-                        adamw(update, value, grad, m, v)
+                        adamw(update, parts, value, grad, m, v)
                     })
                 })
             })
         })?
     }
+}
+
+/// The rows of which any moment is other than zero, by its bits: an update turns -0 into 0.
+fn alive_rows(exp_avg: &Tensor, exp_avg_sq: &Tensor, width: usize) -> Result<RowSet> {
+    let alive = |row: &[f32]| row.iter().any(|x| x.to_bits() != 0);
+    view::read_list(&[exp_avg, exp_avg_sq], |moments| {
+        let rows = moments
+            .iter()
+            .flat_map(|moment| (0..).zip(moment.chunks(width.max(1))));
+        rows.filter(|(_, row)| alive(row))
+            .map(|(index, _)| index)
+            .collect()
+    })
 }
 
 /// A copy of the tensor called `name`, which must be like `like`.
@@ -201,5 +238,7 @@ fn take(
     Ok(moment.contiguous()?.copy()?)
 }
 
+#[cfg(test)]
+mod row_tests;
 #[cfg(test)]
 mod tests;

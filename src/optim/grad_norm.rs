@@ -1,17 +1,8 @@
 //! The global gradient norm, clipping by it, and the gate of the first step.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use candle_core::Result;
 
-use crate::kernels::pool::parallel_for;
-use crate::kernels::{profile, view};
 use crate::layers::Parameters;
-
-/// Elements per partial sum. Fixed, so that the sum does not depend on the number of threads.
-const CHUNK: usize = 1 << 16;
-/// Sums kept side by side within a chunk, so that the compiler can use vector registers.
-const LANES: usize = 16;
 
 /// The L2 norm over all gradients. Not finite if any gradient is not: sums are in f64, where squares of finite
 /// f32 numbers cannot overflow.
@@ -19,10 +10,9 @@ const LANES: usize = 16;
 /// # Errors
 /// If a gradient is not a contiguous f32 tensor on the CPU.
 pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
-    let _op = profile::op("gradient norm", 0, 4 * parameters.element_count());
     let mut sum = 0.0;
     for parameter in parameters {
-        sum += view::read(&parameter.grad, sum_of_squares)?;
+        sum += parameter.grad_sum_of_squares()?;
     }
     Ok(sum.sqrt())
 }
@@ -46,36 +36,12 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f32 {
 pub fn missing_gradients(parameters: &Parameters) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for parameter in parameters {
-        let sum = view::read(&parameter.grad, sum_of_squares)?;
+        let sum = parameter.grad_sum_of_squares()?;
         if sum == 0.0 || !sum.is_finite() {
             missing.push(parameter.name.clone());
         }
     }
     Ok(missing)
-}
-
-fn sum_of_squares(data: &[f32]) -> f64 {
-    let sums: Vec<AtomicU64> = data.chunks(CHUNK).map(|_| AtomicU64::new(0)).collect();
-    parallel_for(sums.len(), |task| {
-        let end = data.len().min((task + 1) * CHUNK);
-        let sum = chunk_sum(&data[task * CHUNK..end]);
-        sums[task].store(sum.to_bits(), Ordering::Relaxed);
-    });
-    sums.iter()
-        .map(|sum| f64::from_bits(sum.load(Ordering::Relaxed)))
-        .sum()
-}
-
-fn chunk_sum(chunk: &[f32]) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (groups, rest) = chunk.as_chunks::<LANES>();
-    for group in groups {
-        for (lane, &x) in lanes.iter_mut().zip(group) {
-            *lane += f64::from(x) * f64::from(x);
-        }
-    }
-    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    lanes.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
@@ -85,6 +51,9 @@ mod tests {
     use super::*;
     use crate::layers::Parameter;
 
+    /// Longer than what one task sums.
+    const CHUNK: usize = 1 << 16;
+
     fn parameters(grads: &[(&str, Vec<f32>)]) -> Parameters {
         let mut parameters = Parameters::default();
         for (name, grad) in grads {
@@ -93,6 +62,7 @@ mod tests {
                 name: (*name).to_owned(),
                 value,
                 grad: Tensor::from_slice(grad, grad.len(), &Device::Cpu).unwrap(),
+                rows: None,
             };
             parameters.push(parameter);
         }

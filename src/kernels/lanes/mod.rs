@@ -32,6 +32,8 @@ pub trait Lanes: Copy {
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn sqrt(self) -> Self;
     /// `self * b + c`, rounded once if the CPU can.
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self > other ? self : other`, so `other` if either is NaN.
@@ -174,6 +176,14 @@ impl Lanes for Portable {
         self.zip(other, |x, y| x * y)
     }
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |x, y| x / y)
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.zip(self, |x, _| x.sqrt())
+    }
+    #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         self.mul(b).add(c)
     }
@@ -261,7 +271,7 @@ mod tests {
                 x.store(&mut row);
                 out.push(row);
             };
-            for z in [x.add(y), x.sub(y), x.mul(y), x.larger(y), x.smaller(y), shifted.power_of_two(), x.first(0, 2.0), x.first(5, f32::NEG_INFINITY), x.first(13, 0.0), x.first(99, 1.0)] {
+            for z in [x.add(y), x.sub(y), x.mul(y), x.larger(y), x.smaller(y), shifted.power_of_two(), x.first(0, 2.0), x.first(5, f32::NEG_INFINITY), x.first(13, 0.0), x.first(99, 1.0), x.div(y), x.sqrt()] {
                 keep(z);
             }
             keep(S::splat(x.sum()));

@@ -85,6 +85,16 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         Self(unsafe { _mm512_mul_ps(self.0, other.0) })
     }
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
@@ -310,6 +320,17 @@ impl Lanes for Avx2 {
         let ([a, b], [c, d]) = (self.0, other.0);
         // SAFETY: see above.
         Self(unsafe { [_mm256_mul_ps(a, c), _mm256_mul_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        let ([a, b], [c, d]) = (self.0, other.0);
+        // SAFETY: see above.
+        Self(unsafe { [_mm256_div_ps(a, c), _mm256_div_ps(b, d)] })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see above.
+        Self(self.0.map(|x| unsafe { _mm256_sqrt_ps(x) }))
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
