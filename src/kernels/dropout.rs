@@ -178,7 +178,12 @@ fn philox<S: Lanes>(counter: [S::Wide; 4], mut key: [u32; 2]) -> [S::Wide; 4] {
 /// (A closure for each would not be compiled for the caller's CPU.)
 #[inline(always)]
 fn lower_halves<S: Lanes>([a, b, c, d]: [S::Wide; 4]) -> [S::Bits; 4] {
-    [S::wide_lower(a), S::wide_lower(b), S::wide_lower(c), S::wide_lower(d)]
+    [
+        S::wide_lower(a),
+        S::wide_lower(b),
+        S::wide_lower(c),
+        S::wide_lower(d),
+    ]
 }
 
 #[cfg(test)]

@@ -126,7 +126,11 @@ fn forward_of<X: Element, T: Element>(
                         for slice in outputs.iter().map(|o| o.len()).chain(other.map(<[T]>::len)) {
                             check_lens("layer_norm", rows * width, &[slice, rstd.len() * width])?;
                         }
-                        check_lens("layer_norm", width, &[parameters[0].len(), parameters[1].len()])?;
+                        check_lens(
+                            "layer_norm",
+                            width,
+                            &[parameters[0].len(), parameters[1].len()],
+                        )?;
                         let (Some(out), Some(normalised)) = (outputs.pop(), outputs.pop()) else {
                             bail!("layer_norm: two outputs")
                         };
@@ -143,7 +147,11 @@ fn forward_of<X: Element, T: Element>(
                                 }
                                 // SAFETY: each task writes its own rows.
                                 let (rstd, n, out) = unsafe {
-                                    (rstd.slice(row..row + 1), normalised.slice(at.clone()), out.slice(at))
+                                    (
+                                        rstd.slice(row..row + 1),
+                                        normalised.slice(at.clone()),
+                                        out.slice(at),
+                                    )
                                 };
                                 normalise(cpu, &mut wide, norm.eps, &mut rstd[0]);
                                 finish(cpu, &wide, parameters[0], parameters[1], n, out);
@@ -175,12 +183,22 @@ pub fn backward(
     partials: &mut Vec<f32>,
 ) -> Result<()> {
     let (rows, width) = d_out.dims2()?;
-    let _op = profile::op("layer norm backward", 0, 4 * d_out.dtype().size_in_bytes() * rows * width);
+    let _op = profile::op(
+        "layer norm backward",
+        0,
+        4 * d_out.dtype().size_in_bytes() * rows * width,
+    );
     partials.resize(rows.div_ceil(PARTIAL_ROWS) * 2 * width, 0.0);
     if d_sum.dtype() == d_out.dtype() {
-        for_dtype!(d_out, backward_same(gamma, saved, d_out, dropped, d_sum, partials))?;
+        for_dtype!(
+            d_out,
+            backward_same(gamma, saved, d_out, dropped, d_sum, partials)
+        )?;
     } else {
-        for_dtype!(d_out, backward_to_f32(gamma, saved, d_out, dropped, d_sum, partials))?;
+        for_dtype!(
+            d_out,
+            backward_to_f32(gamma, saved, d_out, dropped, d_sum, partials)
+        )?;
     }
     add_partials(partials, width, d_gamma, d_beta)
 }
@@ -220,7 +238,10 @@ fn backward_of<T: Element, X: Element>(
         && !dropped.dropout.is_none()
         && dropped.keys.len() != rows
     {
-        bail!("layer_norm backward: {} keys for {rows} rows", dropped.keys.len())
+        bail!(
+            "layer_norm backward: {} keys for {rows} rows",
+            dropped.keys.len()
+        )
     }
     let cpu = Cpu::best();
     let outputs: Vec<&Tensor> = [d_sum].into_iter().chain(dropped.map(|d| d.d_x)).collect();
@@ -237,7 +258,8 @@ fn backward_of<T: Element, X: Element>(
                 let partials = Disjoint::new(partials);
                 parallel_for(rows.div_ceil(PARTIAL_ROWS), |block| {
                     // SAFETY: each task has its own block of partial sums.
-                    let partial = unsafe { partials.slice(block * 2 * width..(block + 1) * 2 * width) };
+                    let partial =
+                        unsafe { partials.slice(block * 2 * width..(block + 1) * 2 * width) };
                     partial.fill(0.0);
                     let (mut d, mut n) = (vec![0.0; width], vec![0.0; width]);
                     for row in block * PARTIAL_ROWS..((block + 1) * PARTIAL_ROWS).min(rows) {

@@ -43,7 +43,9 @@ impl Buffer {
                 self.rows = None; // Frees the old memory first.
                 let shape = (rows.next_multiple_of(ROUND_ROWS), self.width);
                 let tensor = match self.dtype {
-                    DType::BF16 => Tensor::from_vec(filled(bf16::ZERO, shape)?, shape, &Device::Cpu)?,
+                    DType::BF16 => {
+                        Tensor::from_vec(filled(bf16::ZERO, shape)?, shape, &Device::Cpu)?
+                    }
                     _ => Tensor::from_vec(filled(0f32, shape)?, shape, &Device::Cpu)?,
                 };
                 self.rows.insert(tensor).narrow(0, 0, rows)

@@ -330,6 +330,48 @@ mod tests {
         check(Activation::Gelu, Queries::First, &batch(true));
     }
 
+    /// With bf16 activations the numbers are those of f32 within bf16's precision, and so are the gradients.
+    #[test]
+    fn bf16_stays_close_to_f32() {
+        let (shape, batch) = (shape(Activation::Gelu), batch(true));
+        let run = |precision: Precision| {
+            let mut layer =
+                EncoderLayer::load(&mut NoiseSource, &names(), &shape, precision).unwrap();
+            let mut parameters = Parameters::default();
+            layer.parameters(&mut parameters);
+            let dtype = precision.storage();
+            let rows = |salt| {
+                noise_rows(salt, batch.tokens(), shape.hidden_size)
+                    .to_dtype(dtype)
+                    .unwrap()
+            };
+            let mut workspace = Workspace::new(dtype, shape.hidden_size, shape.intermediate_size);
+            let out = layer
+                .forward(&rows("x"), &batch, Queries::All, &mut workspace)
+                .unwrap();
+            let d_out = workspace.hidden.rows(batch.tokens()).unwrap();
+            first_rows::cast(&rows("w"), &d_out).unwrap();
+            let out = out.copy().unwrap();
+            layer.backward(&batch, &mut workspace).unwrap();
+            let d_x = workspace.hidden.rows(batch.tokens()).unwrap();
+            let mut all = vec![("out".to_owned(), out), ("d_x".to_owned(), d_x)];
+            all.extend(parameters.iter().map(|p| (p.name.clone(), p.grad.clone())));
+            all
+        };
+        let numbers = |t: &Tensor| {
+            let t = t.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+            t.to_vec1::<f64>().unwrap()
+        };
+        for ((name, long), (_, short)) in run(Precision::F32).iter().zip(&run(Precision::Bf16)) {
+            let (long, short) = (numbers(long), numbers(short));
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let off = norm(&mut long.iter().zip(&short).map(|(x, y)| x - y));
+            // A key's bias does not change a softmax: its gradient is rounding errors only.
+            let size = norm(&mut long.iter().copied()).max(0.5);
+            assert!(off <= 0.02 * size, "{name}: {off} of {size}");
+        }
+    }
+
     #[test]
     fn backward_needs_a_forward() {
         let shape = shape(Activation::Gelu);

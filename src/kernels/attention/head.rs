@@ -121,7 +121,10 @@ impl Head<'_> {
             let keys_down = self.rows(inputs.k, &self.keys, self.stride(), &mut scratch.keys_down);
             let [dq_sums, dk_sums, dv_sums] = &mut scratch.sums;
             let count = self.keys.len();
-            let (dk_sums, dv_sums) = (dk_sums.floats(count * self.dim), dv_sums.floats(count * self.dim));
+            let (dk_sums, dv_sums) = (
+                dk_sums.floats(count * self.dim),
+                dv_sums.floats(count * self.dim),
+            );
             let mut start = Start::Zero;
             for block in self.blocks() {
                 let (queries, n) = (self.block_rows(&block), block.len());
@@ -144,7 +147,10 @@ impl Head<'_> {
                 start = Start::Out;
             }
             for (sums, out) in [(dk_sums, dk), (dv_sums, dv)] {
-                for (sums, row) in sums.chunks(BLOCK * self.dim).zip(self.keys.clone().step_by(BLOCK)) {
+                for (sums, row) in sums
+                    .chunks(BLOCK * self.dim)
+                    .zip(self.keys.clone().step_by(BLOCK))
+                {
                     self.write(sums, &ones, out, &(row..(row + BLOCK).min(self.keys.end)));
                 }
             }
@@ -229,7 +235,11 @@ impl Head<'_> {
             }
         }
         let columns = [ds_columns, p_columns].map(|b| Left::columns(b.get(columns), stride));
-        [Left::rows(left.get(n * along), along), columns[0], columns[1]]
+        [
+            Left::rows(left.get(n * along), along),
+            columns[0],
+            columns[1],
+        ]
     }
 
     /// Queries in blocks, counted from the sequence's first.

@@ -13,11 +13,11 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 
 use super::dropout::Dropout;
+use super::element::{Element, for_dtype};
 use super::gemm::Engine;
 use super::linear::Precision;
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
-use super::element::{Element, for_dtype};
 use super::view::{self, read, write};
 use head::Head;
 
@@ -227,7 +227,9 @@ fn forward_of<T: Element>(
         view::write_as(ctx, |ctx: &mut [T]| {
             write(lse, |lse| {
                 let (ctx, lse) = (Disjoint::new(ctx), Disjoint::new(lse));
-                plan.for_each_head(|head| head.forward([inputs[0], inputs[1], inputs[2]], &ctx, &lse));
+                plan.for_each_head(|head| {
+                    head.forward([inputs[0], inputs[1], inputs[2]], &ctx, &lse)
+                });
                 Ok(())
             })
         })
@@ -242,7 +244,11 @@ fn backward_of<T: Element>(
     lse: &Tensor,
     gradients: [&Tensor; 3],
 ) -> Result<()> {
-    let _op = profile::op("attention backward", plan.flop(5), 8 * size_of::<T>() * plan.rows());
+    let _op = profile::op(
+        "attention backward",
+        plan.flop(5),
+        8 * size_of::<T>() * plan.rows(),
+    );
     view::read_list(&[q, k, v, ctx, dctx], |inputs: &[&[T]]| {
         read(lse, |lse| {
             view::write_list(&gradients, |outputs: Vec<&mut [T]>| {
@@ -255,7 +261,9 @@ fn backward_of<T: Element>(
                     lse,
                 };
                 let outputs: Vec<_> = outputs.into_iter().map(Disjoint::new).collect();
-                plan.for_each_head(|head| head.backward(&inputs, [&outputs[0], &outputs[1], &outputs[2]]));
+                plan.for_each_head(|head| {
+                    head.backward(&inputs, [&outputs[0], &outputs[1], &outputs[2]])
+                });
                 Ok(())
             })
         })?

@@ -181,10 +181,8 @@ fn of_row<S: Lanes>(
     else {
         return (S::splat(0.0), S::splat(0.0));
     };
-    let exponent = S::load(scores).mul_add(
-        S::splat(rows.scale * LOG2_E),
-        S::splat(-row.lse * LOG2_E),
-    );
+    let exponent =
+        S::load(scores).mul_add(S::splat(rows.scale * LOG2_E), S::splat(-row.lse * LOG2_E));
     let (p, mut dp) = (exponent.exp2(), S::load(gradients));
     let mut dropped = p;
     if let Some(mask) = mask {

@@ -22,6 +22,15 @@ fn tensor(data: &[f32], columns: usize) -> Tensor {
     Tensor::from_vec(data.to_vec(), dims, &Device::Cpu).unwrap()
 }
 
+fn typed(data: &[f32], columns: usize, dtype: DType) -> Tensor {
+    tensor(data, columns).to_dtype(dtype).unwrap()
+}
+
+fn rounded(data: &[f32]) -> Vec<f32> {
+    let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
+    data.iter().map(round).collect()
+}
+
 fn engines() -> Vec<Engine> {
     [Precision::F32, Precision::Bf16]
         .into_iter()
@@ -85,6 +94,11 @@ impl Case {
     }
 
     fn run(&self, engine: Engine) -> Results {
+        self.run_as(engine, DType::F32)
+    }
+
+    /// With tensors of this type.
+    fn run_as(&self, engine: Engine, dtype: DType) -> Results {
         let attention = Attention {
             cu_seqlens: &self.cu,
             token_keys: &self.keys,
@@ -94,10 +108,9 @@ impl Case {
             precision: Precision::F32,
         };
         let [q, k, v, dctx] =
-            [&self.q, &self.k, &self.v, &self.dctx].map(|x| tensor(x, self.hidden()));
+            [&self.q, &self.k, &self.v, &self.dctx].map(|x| typed(x, self.hidden(), dtype));
         let rows = self.q.len() / self.hidden();
-        let nan =
-            |like: &Tensor| tensor(&vec![f32::NAN; like.dims().iter().product()], self.hidden());
+        let nan = |like: &Tensor| typed(&vec![f32::NAN; like.elem_count()], self.hidden(), dtype);
         let (ctx, lse) = (
             nan(&q),
             Tensor::zeros((rows, self.heads), DType::F32, &Device::Cpu).unwrap(),
@@ -109,7 +122,10 @@ impl Case {
         attention
             .backward_on(engine, &dctx, [&q, &k, &v], [&ctx, &lse], [&dq, &dk, &dv])
             .unwrap();
-        [ctx, lse, dq, dk, dv].map(|t| read(&t, <[f32]>::to_vec).unwrap())
+        [ctx, lse, dq, dk, dv].map(|t| {
+            let t = t.to_dtype(DType::F32).unwrap();
+            read(&t, <[f32]>::to_vec).unwrap()
+        })
     }
 
     /// The rows of the queries and of the keys of a sequence.
@@ -327,5 +343,29 @@ fn sequences_that_do_not_cover_the_rows_are_errors() {
         };
         let out = tensor(&[0.0; 16], 4);
         assert!(attention.forward(&x, &x, &x, &out, &lse).is_err());
+    }
+}
+
+/// Numbers that are bf16 already: the context is the same but for its own rounding, and the gradients are as
+/// close as the rounded context lets them be.
+#[test]
+fn tensors_of_bf16_give_what_their_numbers_give() {
+    for engine in engines() {
+        for queries in [Queries::All, Queries::First] {
+            let mut case = Case::new(&[70, 1, 33, 0, 16], 3, 32, queries);
+            for numbers in [&mut case.q, &mut case.k, &mut case.v, &mut case.dctx] {
+                *numbers = rounded(numbers);
+            }
+            let long = case.run(engine);
+            let short = case.run_as(engine, DType::BF16);
+            assert_eq!(short[0], rounded(&long[0]), "{engine:?}");
+            assert_eq!(short[1], long[1], "{engine:?}");
+            for (long, short) in long.iter().zip(&short).skip(2) {
+                let scale = long.iter().fold(0f32, |m, x| m.max(x.abs()));
+                for (x, y) in long.iter().zip(short) {
+                    assert!((x - y).abs() <= 0.01 * scale, "{engine:?}: {x} {y}");
+                }
+            }
+        }
     }
 }

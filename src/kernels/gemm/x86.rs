@@ -5,10 +5,10 @@ use std::arch::x86_64::{
     __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_load_ss, _mm_prefetch,
     _mm256_broadcastss_ps, _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
     _mm256_maskz_loadu_epi16, _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
-    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
@@ -282,7 +282,11 @@ pub fn bf16_pairs_across(first: &[bf16], second: &[bf16], out: &mut [u32]) {
                 // Its pointer leads nowhere, and masking off a fault takes the CPU very long.
                 return _mm512_setzero_si512();
             }
-            let mask = if rest.len() >= 16 { FULL } else { (1 << rest.len()) - 1 };
+            let mask = if rest.len() >= 16 {
+                FULL
+            } else {
+                (1 << rest.len()) - 1
+            };
             // SAFETY: the mask leaves out what is beyond the slice; a bf16 is 16 bits.
             let short = unsafe { _mm256_maskz_loadu_epi16(mask, rest.as_ptr().cast()) };
             _mm512_cvtepu16_epi32(short)

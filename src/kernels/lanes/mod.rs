@@ -308,9 +308,15 @@ mod tests {
             powers(cpu, &x, &mut y);
             for (x, y) in x.iter().zip(y).take(13) {
                 let expected = f64::from(*x).exp2();
-                assert!((f64::from(y) / expected - 1.0).abs() < 3e-6, "{cpu:?} {x} {y}");
+                assert!(
+                    (f64::from(y) / expected - 1.0).abs() < 3e-6,
+                    "{cpu:?} {x} {y}"
+                );
             }
-            assert!(y[13] < 1e-37 && y[14] < 1e-37 && y[15].is_nan(), "{cpu:?} {y:?}");
+            assert!(
+                y[13] < 1e-37 && y[14] < 1e-37 && y[15].is_nan(),
+                "{cpu:?} {y:?}"
+            );
         }
     }
 

@@ -80,15 +80,31 @@ struct Case {
 
 /// Forward, and backward of `Σ weights * out`; the gradient of gamma starts at 1, that of beta at 0.
 fn run() -> Case {
-    let (x, residual) = (noise(1, ROWS * WIDTH), noise(2, ROWS * WIDTH));
-    let (gamma, beta, weights) = (noise(3, WIDTH), noise(4, WIDTH), noise(5, ROWS * WIDTH));
+    run_as(DType::F32)
+}
+
+/// With rows of this type; their numbers are bf16's either way.
+fn run_as(dtype: DType) -> Case {
+    let [x, residual, weights] = [1, 2, 5].map(|salt| {
+        let round = |x: f32| half::bf16::from_f32(x).to_f32();
+        noise(salt, ROWS * WIDTH)
+            .into_iter()
+            .map(round)
+            .collect::<Vec<_>>()
+    });
+    let (gamma, beta) = (noise(3, WIDTH), noise(4, WIDTH));
     let keys: Vec<u64> = (0..ROWS as u64).map(|t| t << 3).collect();
     let dropout = Dropout::new(0.2, 1, 2, 3);
 
     let vector = |x: &[f32]| tensor(x, 1).squeeze(0).unwrap();
-    let (g, b, r) = (vector(&gamma), vector(&beta), tensor(&residual, ROWS));
-    let (normalised, rstd) = (zeros(ROWS, WIDTH), zeros(ROWS, 1));
-    let (out, d_sum, d_x) = (zeros(ROWS, WIDTH), zeros(ROWS, WIDTH), zeros(ROWS, WIDTH));
+    let typed = |x: Tensor| x.to_dtype(dtype).unwrap();
+    let (g, b, r) = (
+        vector(&gamma),
+        vector(&beta),
+        typed(tensor(&residual, ROWS)),
+    );
+    let [normalised, out, d_sum, d_x] = [0; 4].map(|_| typed(zeros(ROWS, WIDTH)));
+    let rstd = zeros(ROWS, 1);
     let (d_gamma, d_beta) = (g.ones_like().unwrap(), g.zeros_like().unwrap());
     let norm = LayerNorm {
         gamma: &g,
@@ -109,8 +125,8 @@ fn run() -> Case {
         dropout,
         keys: &keys,
     };
-    let d_out = tensor(&weights, ROWS);
-    forward(&norm, &tensor(&x, ROWS), Some(&branch), &saved, &out).unwrap();
+    let (x_rows, d_out) = (typed(tensor(&x, ROWS)), typed(tensor(&weights, ROWS)));
+    forward(&norm, &x_rows, Some(&branch), &saved, &out).unwrap();
     let partials = &mut Vec::new();
     backward(
         &g,
@@ -124,7 +140,8 @@ fn run() -> Case {
     )
     .unwrap();
 
-    let [out, d_sum, d_x] = [out, d_sum, d_x].map(|t| t.to_vec2().unwrap());
+    let [out, d_sum, d_x] =
+        [out, d_sum, d_x].map(|t| t.to_dtype(DType::F32).unwrap().to_vec2().unwrap());
     let [d_gamma, d_beta] = [d_gamma, d_beta].map(|t| t.to_vec1().unwrap());
     Case {
         x,
@@ -191,4 +208,25 @@ fn plain_rows_come_out_with_mean_beta_and_spread_gamma() {
     forward(&norm, &tensor(&[1., 1., 3., 3.], 1), None, &saved, &out).unwrap();
     assert_eq!(out.to_vec2::<f32>().unwrap(), [[-1., -1., 3., 3.]]);
     assert!(forward(&norm, &tensor(&[1., 2.], 1), None, &saved, &out).is_err());
+}
+
+#[test]
+fn rows_of_bf16_give_what_their_numbers_give() {
+    let (long, short) = (run(), run_as(DType::BF16));
+    let pairs = [
+        (&long.out, &short.out, 0.004),
+        // Through the rounded normalised rows.
+        (&long.d_sum, &short.d_sum, 0.02),
+        (&long.d_x, &short.d_x, 0.02),
+    ];
+    for (long, short, share) in pairs {
+        let scale = long.iter().flatten().fold(0f32, |m, x| m.max(x.abs()));
+        for (x, y) in long.iter().flatten().zip(short.iter().flatten()) {
+            assert!((x - y).abs() <= share * scale, "{x} {y}");
+        }
+    }
+    for (x, y) in long.d_gamma.iter().zip(&short.d_gamma) {
+        assert!((x - y).abs() < 0.02, "{x} {y}");
+    }
+    assert_eq!(long.d_beta, short.d_beta);
 }

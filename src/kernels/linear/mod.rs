@@ -16,9 +16,7 @@ use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::rows::{add_narrow, narrow, widen};
 use super::view::{self, read};
-use products::{
-    Matrix, Piece, Sum, Term, WeightSum, columns_times_rows, rows_times_panels,
-};
+use products::{Matrix, Piece, Sum, Term, WeightSum, columns_times_rows, rows_times_panels};
 
 /// What the factors of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,7 +363,11 @@ fn backward_input_activated_of<T: Element>(
                 let x = &mut x[..piece.columns.len()];
                 let rows = piece.data.chunks_exact_mut(MAX_WIDTH);
                 for (d, row) in rows.zip(piece.rows.clone()) {
-                    widen(cpu, &inner[row * width + piece.columns.start..][..x.len()], x);
+                    widen(
+                        cpu,
+                        &inner[row * width + piece.columns.start..][..x.len()],
+                        x,
+                    );
                     to.activation.apply_backward(cpu, x, &mut d[..x.len()]);
                 }
                 store(cpu, &piece, width, &out);
@@ -511,8 +513,8 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kernels::view::write;
     use crate::kernels::pool::set_threads;
+    use crate::kernels::view::write;
 
     fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
@@ -561,19 +563,25 @@ mod tests {
 
         /// Into buffers that hold ones.
         fn run(&self) -> Results {
+            self.run_as(DType::F32)
+        }
+
+        /// With activations of this type.
+        fn run_as(&self, dtype: DType) -> Results {
             let [t, n, k] = self.dims;
             let [y, dx, dw, db] = [vec![t, n], vec![t, k], vec![n, k], vec![n]]
                 .map(|dims| Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap());
-            let (x, dy) = (
-                tensor(self.x.clone(), &[t, k]),
-                tensor(self.dy.clone(), &[t, n]),
-            );
+            let typed = |tensor: Tensor| tensor.to_dtype(dtype).unwrap();
+            let x = typed(tensor(self.x.clone(), &[t, k]));
+            let dy = typed(tensor(self.dy.clone(), &[t, n]));
+            let (y, dx) = (typed(y), typed(dx));
             let w = LinearWeight::on(self.engine, &tensor(self.w.clone(), &[n, k])).unwrap();
             forward(&x, &w, Some(&tensor(self.b.clone(), &[n])), &y).unwrap();
             backward_input(&dy, &w, &dx, true).unwrap();
             let (dy, dw, db) = (&dy, &dw, Some(&db));
             backward_weight_on(self.engine, &[Gradient { dy, dw, db }], &x).unwrap();
-            [&y, &dx, dw, db.unwrap()].map(values)
+            let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
+            [&wide(&y), &wide(&dx), dw, db.unwrap()].map(values)
         }
 
         fn reference(&self) -> Results {
@@ -635,6 +643,88 @@ mod tests {
                 [11, 67, 131],
             ] {
                 assert_close(&Case::new(engine, dims));
+            }
+        }
+    }
+
+    #[test]
+    fn activations_of_bf16_give_what_their_numbers_give() {
+        let rounded = |numbers: &[f32]| {
+            let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
+            numbers.iter().map(round).collect::<Vec<_>>()
+        };
+        for engine in engines() {
+            for dims in [[0, 8, 8], [1, 2, 16], [37, 96, 50], [9, 67, 131]] {
+                let mut case = Case::new(engine, dims);
+                (case.x, case.dy) = (rounded(&case.x), rounded(&case.dy));
+                let [y, dx, dw, db] = case.run();
+                let short = case.run_as(DType::BF16);
+                let expected = [rounded(&y), rounded(&dx), dw, db];
+                assert_eq!(short, expected, "{engine:?} {dims:?}");
+            }
+        }
+    }
+
+    /// Query, key and value of one input, and a layer behind an activation, against one layer at a time.
+    #[test]
+    fn layers_computed_together_are_those_computed_alone() {
+        let (t, n, k) = (37, 56, 72);
+        for engine in engines() {
+            for dtype in [DType::F32, DType::BF16] {
+                let typed = |seed, dims: &[usize]| {
+                    let numbers = noise(dims.iter().product(), seed);
+                    tensor(numbers, dims).to_dtype(dtype).unwrap()
+                };
+                let zeros = |dims: &[usize]| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
+                let wide = |tensor: &Tensor| values(&tensor.to_dtype(DType::F32).unwrap());
+                let x = typed(1, &[t, k]);
+                let weights: Vec<_> = (2..5)
+                    .map(|seed| {
+                        LinearWeight::on(engine, &tensor(noise(n * k, seed), &[n, k])).unwrap()
+                    })
+                    .collect();
+                let (alone, together) = (
+                    [0; 3].map(|_| zeros(&[t, n])),
+                    [0; 3].map(|_| zeros(&[t, n])),
+                );
+                for (weight, out) in weights.iter().zip(&alone) {
+                    forward(&x, weight, None, out).unwrap();
+                }
+                let layers = weights
+                    .iter()
+                    .zip(&together)
+                    .map(|(weight, out)| Projection {
+                        weight,
+                        bias: None,
+                        out,
+                    });
+                forward_all(&x, &layers.collect::<Vec<_>>()).unwrap();
+                for (alone, together) in alone.iter().zip(&together) {
+                    assert_eq!(wide(alone), wide(together), "{engine:?}");
+                }
+
+                let (inner, activated) = (zeros(&[t, n]), zeros(&[t, n]));
+                let to = Activated {
+                    activation: Activation::Relu,
+                    inner: &inner,
+                    activated: &activated,
+                };
+                forward_activated(&x, &weights[0], None, &to).unwrap();
+                assert_eq!(wide(&inner), wide(&alone[0]));
+                let relu: Vec<f32> = wide(&inner).iter().map(|x| x.max(0.0)).collect();
+                assert_eq!(wide(&activated), relu);
+
+                // Back through a layer whose input that activation was.
+                let (dy, behind) = (typed(9, &[t, k]), tensor(noise(k * n, 6), &[k, n]));
+                let behind = LinearWeight::on(engine, &behind).unwrap();
+                let d_plain = zeros(&[t, n]);
+                backward_input(&dy, &behind, &d_plain, false).unwrap();
+                backward_input_activated(&dy, &behind, &to).unwrap();
+                let expected = wide(&d_plain).into_iter().zip(wide(&inner));
+                let expected: Vec<f32> = expected
+                    .map(|(d, x)| if x > 0.0 { d } else { 0.0 })
+                    .collect();
+                assert_eq!(wide(&activated), expected, "{engine:?}");
             }
         }
     }

@@ -107,14 +107,19 @@ pub fn rows_times_panels<T: Element>(
     sums: &[Sum<'_, T>],
     finish: impl Fn(Piece<'_>) + Sync,
 ) {
-    let panels = |sum: &Sum<'_, T>| sum.terms.first().map_or(0, |term| term.right.layout().panels());
+    let panels = |sum: &Sum<'_, T>| {
+        sum.terms
+            .first()
+            .map_or(0, |term| term.right.layout().panels())
+    };
     let grid = Grid::new(rows, sums.iter().map(panels).max().unwrap_or(0));
     parallel_for(grid.tasks(), |task| {
         let block = grid.rows(task);
         SCRATCH.with_borrow_mut(|Scratch { piece, converted }| {
             let lefts = Lefts::new(engine, sums, &block, converted);
             for (number, sum) in sums.iter().enumerate() {
-                let own = grid.panels(task).start.min(panels(sum))..grid.panels(task).end.min(panels(sum));
+                let own = grid.panels(task).start.min(panels(sum))
+                    ..grid.panels(task).end.min(panels(sum));
                 for panel in own {
                     let columns = sum.piece(engine, &lefts, block.len(), panel, piece);
                     finish(Piece {
@@ -141,7 +146,10 @@ impl<'a> Lefts<'a> {
     ) -> Self {
         let mut terms: Vec<&Term<'_, T>> = Vec::new();
         for term in sums.iter().flat_map(|sum| &sum.terms) {
-            if !terms.iter().any(|known| known.left.as_ptr() == term.left.as_ptr()) {
+            if !terms
+                .iter()
+                .any(|known| known.left.as_ptr() == term.left.as_ptr())
+            {
                 terms.push(term);
             }
         }
@@ -185,7 +193,11 @@ impl<T: Element> Sum<'_, T> {
             let (out, panels) = (data.wrapping_sub(columns.start), panel..panel + 1);
             // SAFETY: only the panel's columns are touched, of which there are at most `MAX_WIDTH`, and
             // column `columns.start` of a row lies at the row's beginning in `piece`.
-            unsafe { multiply(engine, left, rows, term.right, panels, start, out, MAX_WIDTH) };
+            unsafe {
+                multiply(
+                    engine, left, rows, term.right, panels, start, out, MAX_WIDTH,
+                )
+            };
             start = Start::Out;
         }
         columns

@@ -15,6 +15,7 @@ const SHAPE: EmbeddingsShape = EmbeddingsShape {
     eps: 1e-5,
     dropout: 0.1,
     site: 0,
+    dtype: DType::F32,
 };
 
 #[derive(Clone, Copy, PartialEq)]
