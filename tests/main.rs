@@ -7,6 +7,7 @@ mod bad_input;
 #[cfg(debug_assertions)]
 mod checkpoints;
 mod lanes;
+mod parity;
 mod support;
 mod tidy;
 mod training;

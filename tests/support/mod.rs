@@ -3,6 +3,7 @@
 pub mod database;
 pub mod lane;
 pub mod raw_http;
+pub mod recorder;
 pub mod submitters;
 pub mod tiny_bert;
 pub mod trainers;
@@ -41,6 +42,8 @@ pub fn chandler() -> Command {
 pub struct ServerOptions {
     pub data_dir: PathBuf,
     pub slots: u32,
+    /// Threads of one trainer.
+    pub threads: u32,
     /// 0 for any.
     pub port: u16,
     /// Whether trainers leave when the server is told to stop.
@@ -54,6 +57,7 @@ impl ServerOptions {
         Self {
             data_dir: data_dir.to_owned(),
             slots: 1,
+            threads: 1,
             port: 0,
             drain: true,
             env: Vec::new(),
@@ -62,6 +66,11 @@ impl ServerOptions {
 
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots;
+        self
+    }
+
+    pub fn threads(mut self, threads: u32) -> Self {
+        self.threads = threads;
         self
     }
 
@@ -87,7 +96,8 @@ impl ServerOptions {
     fn command(&self) -> Command {
         let mut command = chandler();
         command
-            .args(["serve", "--threads", "1", "--log-json"])
+            .args(["serve", "--log-json"])
+            .args(["--threads", &self.threads.to_string()])
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--slots", &self.slots.to_string()])
             .args(["--drain", if self.drain { "true" } else { "false" }])
