@@ -1,0 +1,1 @@
+"""What the benchmarks share: the rows, the machine, both sides, the report."""
