@@ -210,7 +210,8 @@ impl SequenceClassifier {
         dropout: Option<DropoutSeed>,
         loss: &LossOptions,
     ) -> Result<f64> {
-        let (first, logits) = self.forward(input, dropout)?;
+        let hidden = self.encoder.forward(input, dropout, Queries::First)?;
+        let (first, logits) = self.classify(&hidden)?;
         let items = first.dim(0)?;
         let d_logits = self.d_logits.rows(items)?;
         let gradient = Some((&d_logits, loss.scale));
@@ -239,7 +240,7 @@ impl SequenceClassifier {
         labels: &[u32],
         label_smoothing: f32,
     ) -> Result<(f64, Vec<f32>)> {
-        let (_, logits) = self.forward(input, None)?;
+        let logits = self.evaluate(input)?;
         let sum = cross_entropy(&logits, labels, label_smoothing, None)?;
         Ok((sum, view::read(&logits, <[f32]>::to_vec)?))
     }
@@ -249,7 +250,7 @@ impl SequenceClassifier {
     /// # Errors
     /// If the input's lengths do not agree, or a token is unknown.
     pub fn logits(&mut self, input: &Input) -> Result<Vec<f32>> {
-        let (_, logits) = self.forward(input, None)?;
+        let logits = self.evaluate(input)?;
         view::read(&logits, <[f32]>::to_vec)
     }
 
@@ -279,12 +280,17 @@ impl SequenceClassifier {
         }
     }
 
-    /// (first tokens' hidden states [B, D], logits [B, C]).
-    fn forward(&mut self, input: &Input, dropout: Option<DropoutSeed>) -> Result<(Tensor, Tensor)> {
-        let hidden = self.encoder.forward(input, dropout, Queries::First)?;
+    /// Logits [B, C].
+    fn evaluate(&mut self, input: &Input) -> Result<Tensor> {
+        let hidden = self.encoder.evaluate(input, Queries::First)?;
+        Ok(self.classify(&hidden)?.1)
+    }
+
+    /// (first tokens' hidden states [B, D] as f32, logits [B, C]).
+    fn classify(&mut self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
         let items = hidden.dim(0)?;
         let first = self.first.rows(items)?;
-        first_rows::cast(&hidden, &first)?;
+        first_rows::cast(hidden, &first)?;
         let (dense, pooled) = (self.dense.rows(items)?, self.pooled.rows(items)?);
         self.pooler.forward(&first, &dense)?;
         Activation::Tanh.forward(&dense, &pooled)?;

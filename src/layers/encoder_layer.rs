@@ -118,6 +118,16 @@ impl EncoderLayer {
         self.first.release();
     }
 
+    /// Exchanges the memory of all but the output with a layer of the same shape. No backward can follow what
+    /// either computed. In evaluation, where none does, one layer's memory serves all.
+    pub fn swap_buffers(&mut self, other: &mut Self) {
+        (self.saved, other.saved) = (None, None);
+        self.attention.swap_buffers(&mut other.attention);
+        self.attention_norm.swap_buffers(&mut other.attention_norm);
+        self.feed_forward.swap_buffers(&mut other.feed_forward);
+        self.output_norm.swap_buffers(&mut other.output_norm);
+    }
+
     /// The layer's output for the rows that `queries` selects, [T, D] or [B, D], from `x` [T, D], whose
     /// contents must stay until the backward.
     ///

@@ -45,6 +45,12 @@ impl FeedForward {
         self.activated.release();
     }
 
+    /// Exchanges memory with a layer of the same shape; what either saved is lost to it.
+    pub fn swap_buffers(&mut self, other: &mut Self) {
+        std::mem::swap(&mut self.inner, &mut other.inner);
+        std::mem::swap(&mut self.activated, &mut other.activated);
+    }
+
     /// `out` [T, D] from `x` [T, D].
     ///
     /// # Errors

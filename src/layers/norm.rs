@@ -50,6 +50,12 @@ impl Norm {
         self.out.release();
     }
 
+    /// Exchanges memory with a layer of the same width, but not the outputs; what either saved is lost to it.
+    pub fn swap_buffers(&mut self, other: &mut Self) {
+        std::mem::swap(&mut self.normalised, &mut other.normalised);
+        std::mem::swap(&mut self.rstd, &mut other.rstd);
+    }
+
     /// [T, D], in the layer's own buffer.
     ///
     /// # Errors

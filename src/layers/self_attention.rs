@@ -72,15 +72,24 @@ impl SelfAttention {
 
     /// Gives the workspace's memory back.
     pub fn release(&mut self) {
-        for buffer in [
+        self.buffers().map(Buffer::release);
+    }
+
+    /// Exchanges memory with a layer of the same shape; what either saved is lost to it.
+    pub fn swap_buffers(&mut self, other: &mut Self) {
+        for (own, other) in self.buffers().into_iter().zip(other.buffers()) {
+            std::mem::swap(own, other);
+        }
+    }
+
+    fn buffers(&mut self) -> [&mut Buffer; 5] {
+        [
             &mut self.q,
             &mut self.k,
             &mut self.v,
             &mut self.context,
             &mut self.lse,
-        ] {
-            buffer.release();
-        }
+        ]
     }
 
     /// `out` from `x` [T, D]; `rows` are the rows of `x` that ask, [T, D] or [B, D] like `out`.

@@ -112,7 +112,7 @@ impl Bert {
     }
 
     /// The last hidden states of the rows that `queries` selects, [T, D] or [B, D], of the precision's type of
-    /// element. No dropout seed means evaluation.
+    /// element; without a seed nothing is dropped. [`Bert::backward`] may follow.
     ///
     /// # Errors
     /// If the input's lengths do not agree, a sequence is too long or an id unknown.
@@ -121,6 +121,24 @@ impl Bert {
         input: &Input,
         dropout: Option<DropoutSeed>,
         queries: Queries,
+    ) -> Result<Tensor> {
+        self.run(input, dropout, queries, true)
+    }
+
+    /// The same without dropout, and without keeping what a backward would need.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn evaluate(&mut self, input: &Input, queries: Queries) -> Result<Tensor> {
+        self.run(input, None, queries, false)
+    }
+
+    fn run(
+        &mut self,
+        input: &Input,
+        dropout: Option<DropoutSeed>,
+        queries: Queries,
+        keep: bool,
     ) -> Result<Tensor> {
         let max_positions = self.config.max_position_embeddings;
         self.batch.set(
@@ -133,12 +151,24 @@ impl Bert {
             self.embeddings
                 .forward(input.input_ids, input.token_type_ids, &self.batch)?;
         let last = self.layers.len().saturating_sub(1);
-        for (index, layer) in self.layers.iter_mut().enumerate() {
+        for index in 0..self.layers.len() {
             let queries = if index == last { queries } else { Queries::All };
+            let layer = &mut self.layers[index];
             hidden = layer.forward(&hidden, &self.batch, queries, &mut self.workspace)?;
+            if !keep {
+                self.hand_on(index);
+            }
         }
         self.output_rows = hidden.dim(0)?;
         Ok(hidden)
+    }
+
+    /// A layer's memory goes to the next one, the last one's to the first.
+    fn hand_on(&mut self, index: usize) {
+        let next = (index + 1) % self.layers.len();
+        if let Ok([layer, next]) = self.layers.get_disjoint_mut([index, next]) {
+            layer.swap_buffers(next);
+        }
     }
 
     /// Where the gradient of the last forward's output belongs before [`Bert::backward`]: overwrite all.
@@ -256,6 +286,25 @@ mod tests {
                 .unwrap();
             let rows = hidden.narrow(0, at.start, at.len()).unwrap();
             assert_close("hidden", &rows, &expected);
+        }
+    }
+
+    #[test]
+    fn evaluation_gives_the_same_and_leaves_nothing_for_a_backward() {
+        let dir = fixture("tiny-bert");
+        let tiny = TinyBert::read();
+        for queries in [Queries::All, Queries::First] {
+            let (mut bert, _) = load(&dir);
+            let expected = bert.forward(&tiny.input(), None, queries).unwrap();
+            let expected = expected.to_vec2::<f32>().unwrap();
+            for _ in 0..3 {
+                let hidden = bert.evaluate(&tiny.input(), queries).unwrap();
+                assert_eq!(hidden.to_vec2::<f32>().unwrap(), expected);
+                assert!(bert.backward().is_err());
+            }
+            bert.forward(&tiny.input(), None, queries).unwrap();
+            bert.output_gradient().unwrap();
+            bert.backward().unwrap();
         }
     }
 
