@@ -72,7 +72,7 @@ impl SelfAttention {
 
     /// Gives the workspace's memory back.
     pub fn release(&mut self) {
-        self.buffers().map(Buffer::release);
+        self.buffers().into_iter().for_each(Buffer::release);
     }
 
     /// Exchanges memory with a layer of the same shape; what either saved is lost to it.

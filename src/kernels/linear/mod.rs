@@ -4,6 +4,7 @@
 //! autocast. W is packed once per optimizer step, in one form for `y` and one for `dx`. Activations and their
 //! gradients are f32 or bf16, all of a call alike; weights, biases and their gradients are f32.
 
+mod pieces;
 mod products;
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -11,12 +12,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::activation::Activation;
 use super::cpu::Cpu;
 use super::element::{Element, for_dtype};
-use super::gemm::{Aligned, Engine, Format, Layout, MAX_WIDTH, Panels, pack_columns, pack_rows};
+use super::gemm::{Aligned, Engine, Format, Layout, Panels, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
-use super::rows::{add_narrow, narrow, widen};
 use super::view::{self, read};
-use products::{Matrix, Piece, Sum, Term, WeightSum, columns_times_rows, rows_times_panels};
+use pieces::{Piece, add_to, load, store};
+use products::{Matrix, Sum, Term, WeightSum, columns_times_rows, rows_times_panels};
 
 /// What the factors of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,9 +218,8 @@ fn forward_activated_of<T: Element>(
         let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
         forward_into::<T>(x, &[layer], |cpu, piece| {
             store(cpu, &piece, weight.out_features, &outs[0]);
-            for row in piece.data.chunks_exact_mut(MAX_WIDTH) {
-                to.activation.apply(cpu, &mut row[..piece.columns.len()]);
-            }
+            // All of it, with whatever lies behind the columns.
+            to.activation.apply(cpu, piece.data);
             store(cpu, &piece, weight.out_features, &outs[1]);
         })
     })
@@ -270,26 +270,6 @@ fn forward_into<T: Element>(
             rows_times_panels(first.engine, rows, &sums, |piece| finish(cpu, piece));
         })
     })?
-}
-
-/// Writes a piece where it belongs in a matrix of `width` columns.
-fn store<T: Element>(cpu: Cpu, piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
-    let rows = piece.data.chunks_exact(MAX_WIDTH);
-    for (data, row) in rows.zip(piece.rows.clone()) {
-        let at = row * width + piece.columns.start..row * width + piece.columns.end;
-        // SAFETY: pieces do not overlap.
-        narrow(cpu, &data[..piece.columns.len()], unsafe { out.slice(at) });
-    }
-}
-
-/// Adds a piece to where it belongs.
-fn add_to<T: Element>(cpu: Cpu, piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
-    let rows = piece.data.chunks_exact(MAX_WIDTH);
-    for (data, row) in rows.zip(piece.rows.clone()) {
-        let at = row * width + piece.columns.start..row * width + piece.columns.end;
-        // SAFETY: pieces do not overlap.
-        add_narrow(cpu, &data[..piece.columns.len()], unsafe { out.slice(at) });
-    }
 }
 
 /// A layer's share in the gradient of its input.
@@ -359,17 +339,9 @@ fn backward_input_activated_of<T: Element>(
             let out = Disjoint::new(out);
             let shares = [Share { dy, weight }];
             backward_into::<T>(&shares, to.activated.dims(), |cpu, piece| {
-                let mut x = [0.0; MAX_WIDTH];
-                let x = &mut x[..piece.columns.len()];
-                let rows = piece.data.chunks_exact_mut(MAX_WIDTH);
-                for (d, row) in rows.zip(piece.rows.clone()) {
-                    widen(
-                        cpu,
-                        &inner[row * width + piece.columns.start..][..x.len()],
-                        x,
-                    );
-                    to.activation.apply_backward(cpu, x, &mut d[..x.len()]);
-                }
+                let mut x = vec![0.0; piece.data.len()];
+                load(cpu, inner, &piece, width, &mut x);
+                to.activation.apply_backward(cpu, &x, piece.data);
                 store(cpu, &piece, width, &out);
             })
         })

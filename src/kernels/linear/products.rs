@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::pieces::Piece;
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
@@ -88,15 +89,6 @@ pub struct Term<'a, T> {
 pub struct Sum<'a, T> {
     pub terms: Vec<Term<'a, T>>,
     pub bias: Option<&'a [f32]>,
-}
-
-/// A finished piece of a sum: some rows of some columns, `data[row][MAX_WIDTH]`.
-pub struct Piece<'a> {
-    /// Which of the sums.
-    pub sum: usize,
-    pub rows: Range<usize>,
-    pub columns: Range<usize>,
-    pub data: &'a mut [f32],
 }
 
 /// Computes sums of the same number of `rows`, piece by piece, and hands each piece to `finish` while it is

@@ -1,0 +1,64 @@
+//! Pieces of a product's result: small enough to stay in the innermost cache until they are rounded, added or
+//! sent through an activation on their way to memory.
+
+use std::ops::Range;
+
+use crate::kernels::cpu::multiversion;
+use crate::kernels::element::Element;
+use crate::kernels::gemm::MAX_WIDTH;
+use crate::kernels::lanes::LANES;
+use crate::kernels::pool::Disjoint;
+
+/// Some rows of some columns, as f32: `data[row][MAX_WIDTH]`.
+pub struct Piece<'a> {
+    /// Which of several results.
+    pub sum: usize,
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+    pub data: &'a mut [f32],
+}
+
+/// Where a row of the piece lies in a matrix of `width` columns.
+#[inline(always)]
+fn place(piece: &Piece<'_>, width: usize, row: usize) -> Range<usize> {
+    let start = (piece.rows.start + row) * width;
+    start + piece.columns.start..start + piece.columns.end
+}
+
+multiversion! {
+    /// Writes a piece where it belongs in a matrix of `width` columns. Pieces do not overlap.
+    pub fn store<S: Lanes, T: Element>(piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
+        for (row, data) in piece.data.chunks_exact(MAX_WIDTH).enumerate() {
+            // SAFETY: pieces do not overlap, and each is finished once.
+            let out = unsafe { out.slice(place(piece, width, row)) };
+            for (data, out) in data.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
+                T::store_part(S::load_part(data), out);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Adds a piece to where it belongs.
+    pub fn add_to<S: Lanes, T: Element>(piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
+        for (row, data) in piece.data.chunks_exact(MAX_WIDTH).enumerate() {
+            // SAFETY: pieces do not overlap, and each is finished once.
+            let out = unsafe { out.slice(place(piece, width, row)) };
+            for (data, out) in data.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
+                T::store_part(T::load_part::<S>(out).add(S::load_part(data)), out);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Reads another matrix's numbers at the piece's place, in the piece's form.
+    pub fn load<S: Lanes, T: Element>(from: &[T], piece: &Piece<'_>, width: usize, to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(MAX_WIDTH).enumerate() {
+            let from = &from[place(piece, width, row)];
+            for (from, to) in from.chunks(LANES).zip(to.chunks_exact_mut(LANES)) {
+                T::load_part::<S>(from).store_part(to);
+            }
+        }
+    }
+}
