@@ -16,7 +16,6 @@ mod internal;
 mod middleware;
 mod openapi;
 mod page;
-mod paths;
 pub mod problem;
 mod query;
 mod serve;
@@ -26,7 +25,6 @@ pub mod v1;
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -34,6 +32,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use tokio_util::sync::CancellationToken;
 
+use crate::artifacts::{ArtifactError, DataDir};
 use crate::domain::{Clock, ErrorCode, Ids};
 use crate::store::Store;
 pub use openapi::openapi_json;
@@ -52,7 +51,7 @@ pub struct AppState {
     /// New ids.
     pub ids: Arc<dyn Ids>,
     /// Where datasets and checkpoints lie.
-    pub data_dir: PathBuf,
+    pub data_dir: DataDir,
     /// Wakes the dispatcher: a job was queued or cancelled.
     pub worker: Arc<dyn Fn() + Send + Sync>,
     /// Bounds.
@@ -149,15 +148,28 @@ async fn detached<T: Send + 'static>(
         .unwrap_or_else(|panic| Err(Problem::internal(panic)))
 }
 
-/// Removes a folder whose row is gone. Not finding it is fine, and failing to only costs disk space, so
-/// the request still succeeds.
-async fn remove_dir(path: PathBuf) {
-    match tokio::fs::remove_dir_all(&path).await {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%cause, path = %path.display(), "cannot remove a folder");
+/// Works on the disk, on a thread that may wait for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(Problem::internal(panic)))
+}
+
+/// Removes files whose row is gone. Failing to only costs disk space, so the request still succeeds.
+async fn discard(
+    state: &AppState,
+    remove: impl FnOnce(&DataDir) -> Result<(), ArtifactError> + Send + 'static,
+) {
+    let data_dir = state.data_dir.clone();
+    let removed = blocking(move || {
+        if let Err(error) = remove(&data_dir) {
+            tracing::warn!(%error, "files that nobody needs any more stay");
         }
-        _ => {}
-    }
+        Ok(())
+    });
+    removed.await.ok();
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::artifacts::ArtifactError;
 use crate::domain::{ErrorCode, FieldError, JobError};
 use crate::store::StoreError;
 
@@ -207,6 +208,18 @@ impl From<StoreError> for Problem {
                 Self::new(ErrorCode::DiskFull, "the server's disk is full")
             }
             StoreError::Database(cause) => Self::internal(format_args!("database: {cause}")),
+        }
+    }
+}
+
+impl From<ArtifactError> for Problem {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::DiskFull { .. } => {
+                tracing::error!(%error, "disk is full");
+                Self::new(ErrorCode::DiskFull, "the server's disk is full")
+            }
+            _ => Self::internal(error),
         }
     }
 }

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use super::digest::hex;
 use super::{AppState, InFlight, Limits, Subscribers, router, serve};
+use crate::artifacts::DataDir;
 use crate::domain::{
     AttemptId, CheckpointRecord, Event, FileRecord, FixedClock, JobId, Message, MessagesRequest,
     SequentialIds, Timestamp,
@@ -34,7 +35,7 @@ pub struct TestApp {
     pub router: Router,
     /// How often the worker was woken.
     pub woken: Arc<AtomicUsize>,
-    _data_dir: TempDir,
+    _temp: TempDir,
 }
 
 impl TestApp {
@@ -46,8 +47,8 @@ impl TestApp {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(FixedClock::new(Timestamp(1_795_000_000_000)));
         let ids = Arc::new(SequentialIds::default());
-        let database = dir.path().join("chandler.db");
-        let store = Store::open(&database, clock.clone(), ids.clone())
+        let data_dir = DataDir::open(dir.path()).unwrap();
+        let store = Store::open(&data_dir.database(), clock.clone(), ids.clone())
             .await
             .unwrap();
         let woken = Arc::new(AtomicUsize::new(0));
@@ -56,7 +57,7 @@ impl TestApp {
             store,
             clock,
             ids,
-            data_dir: dir.path().to_owned(),
+            data_dir,
             worker: Arc::new(move || {
                 count.fetch_add(1, Ordering::SeqCst);
             }),
@@ -70,7 +71,7 @@ impl TestApp {
             router: router(state.clone()),
             state,
             woken,
-            _data_dir: dir,
+            _temp: dir,
         }
     }
 
@@ -165,7 +166,7 @@ impl TestApp {
 
     /// Writes a checkpoint's files where a trainer would.
     pub fn write_checkpoint(&self, job: JobId, step: u64, files: &[(&str, &str)]) {
-        let dir = super::paths::checkpoint_dir(&self.state.data_dir, job, step);
+        let dir = self.state.data_dir.checkpoint_dir(job, step);
         for (path, content) in files {
             let path = dir.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 
 use super::estimate;
 use crate::domain::{JobError, JobId, JobSpec, Phase, Progress, Status, Timestamp};
+use crate::http::AppState;
 use crate::http::problem::Problem;
-use crate::http::{AppState, paths};
 use crate::store::{Job, QueueLoad};
 
 /// A job as it stands.
@@ -108,7 +108,7 @@ async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobVi
     let estimated_start_at = wait_s.map(|s| state.clock.now().plus_ms((s * 1000.0) as i64));
     let model_dir = job
         .model_step
-        .map(|step| paths::checkpoint_dir(&state.data_dir, job.id, step));
+        .map(|step| state.data_dir.checkpoint_dir(job.id, step));
     Ok(JobView {
         id: job.id,
         name: job.spec.name.clone(),
