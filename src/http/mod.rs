@@ -15,6 +15,7 @@ mod health;
 mod internal;
 mod middleware;
 mod openapi;
+mod pace;
 mod page;
 pub mod problem;
 mod query;
@@ -36,6 +37,7 @@ use crate::artifacts::{ArtifactError, DataDir};
 use crate::domain::{Clock, ErrorCode, Ids};
 use crate::store::Store;
 pub use openapi::openapi_json;
+pub use pace::Pace;
 pub use page::Page;
 use problem::Problem;
 pub use serve::{ServeOptions, serve, serve_with};
@@ -83,6 +85,8 @@ pub struct Limits {
     pub messages_body_bytes: usize,
     /// Largest dataset file.
     pub dataset_bytes: u64,
+    /// How slowly a body may come.
+    pub body_pace: Pace,
     /// Open event streams of one job.
     pub subscribers_per_job: usize,
     /// How long a request waits for another one with its `Idempotency-Key`.
@@ -101,6 +105,7 @@ impl Default for Limits {
             json_body_bytes: 1 << 20,
             messages_body_bytes: 8 << 20,
             dataset_bytes: 2 << 30,
+            body_pace: Pace::default(),
             subscribers_per_job: 2000,
             idempotency_wait_ms: 5_000,
             slots: 1,

@@ -249,6 +249,7 @@ pub fn status_and_title(code: ErrorCode) -> (StatusCode, &'static str) {
         E::InvalidJson => (S::BAD_REQUEST, "The body is not JSON"),
         E::UnsupportedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, "Unsupported content type"),
         E::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
+        E::RequestTimeout => (S::REQUEST_TIMEOUT, "The body came too slowly"),
         E::NotFound => (S::NOT_FOUND, "No such path"),
         E::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "Method not allowed"),
         E::JobNotFound => (S::NOT_FOUND, "No such job"),
