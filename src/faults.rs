@@ -6,7 +6,7 @@
 //!
 //! | point | number | actions |
 //! |---|---|---|
-//! | `train.step` | optimizer step, from 1 | `hang`, `kill` (SIGKILL) before the step |
+//! | `train.step` | optimizer step, from 1 | `hang`, `kill` (SIGKILL), `abort` (an allocation fails) before the step |
 //! | `train.gradients` | optimizer step | `nan`: one gradient becomes NaN |
 //! | `train.memory` | optimizer step | `oom`: the step's workspace cannot be had |
 //! | `train.order` | 1 | `restart`: a resumed training forgets its place in the data and in the dropout stream |
@@ -24,8 +24,10 @@ pub enum Action {
     Hang,
     /// The process ends by SIGKILL.
     Kill,
-    /// Memory cannot be had.
+    /// Memory cannot be had where that can be told.
     Oom,
+    /// Memory cannot be had elsewhere: the allocator ends the process.
+    Abort,
     /// The disk is full.
     Enospc,
     /// Begin again where one should go on.
@@ -90,7 +92,11 @@ mod plan {
     const POINTS: [(&str, &[(&str, Action)]); 6] = [
         (
             "train.step",
-            &[("hang", Action::Hang), ("kill", Action::Kill)],
+            &[
+                ("hang", Action::Hang),
+                ("kill", Action::Kill),
+                ("abort", Action::Abort),
+            ],
         ),
         ("train.gradients", &[("nan", Action::Nan)]),
         ("train.memory", &[("oom", Action::Oom)]),
@@ -184,6 +190,10 @@ mod plan {
                     wait_forever();
                 }
                 Action::Hang => wait_forever(),
+                // More than any machine has.
+                Action::Abort => {
+                    std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX.unsigned_abs()));
+                }
                 _ => {}
             }
         }

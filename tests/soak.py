@@ -8,7 +8,8 @@ server gets SIGKILL, or the server gets SIGTERM and drains or leaves its trainer
 In the second half the server lives on, so that its memory and open files can be looked at over time, and only trainers are killed.
 
 At the end every job must be final, with one end per job, an event log without gaps, no message twice, and for every spec one set of
-weights: those of a job that nothing happened to. The last line is JSON. Exit code 1 if anything does not hold.
+weights: those of a job that nothing happened to. A job fails only as `poisoned`, and that exactly if three of its trainers were lost, each
+by a kill from here. The last line is JSON. Exit code 1 if anything does not hold.
 
 Effective training time is the share of the slots' time that went into steps that were kept: from a trainer's first step to its last
 checkpoint or its end, over everything from a job's first start to its end.
@@ -22,6 +23,8 @@ FINAL = ("succeeded", "failed", "cancelled")
 SLOTS = 2
 # As many jobs wait or train at any time.
 BACKLOG = 5
+# A job that loses this many trainers is parked.
+DEATHS = 3
 
 
 def write_model(folder):
@@ -103,17 +106,18 @@ class Server:
 
 
 def trainers(data_dir):
-    """Process ids of trainers that belong to this soak."""
-    found = []
+    """Trainers that belong to this soak: process id -> (job, number of the attempt), as their folder says."""
+    found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                arguments = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
+                arguments = open(f"/proc/{entry}/cmdline", "rb").read().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if b"train" in arguments and any(str(data_dir).encode() in a for a in arguments):
-                found.append(int(entry))
-    return sorted(found)
+            if "train" in arguments and (place := [a for a in arguments if a.startswith(f"{data_dir}/jobs/")]):
+                job, _, attempt = Path(place[0]).parts[-3:]
+                found[int(entry)] = (job, int(attempt))
+    return found
 
 
 class Soak:
@@ -123,6 +127,7 @@ class Soak:
         self.server = Server(arguments.program, data_dir)
         self.data_dir = data_dir
         self.jobs, self.counts, self.samples = {}, {}, []
+        self.killed_trainers, self.killed_servers = set(), []
 
     def count(self, name):
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -200,9 +205,12 @@ class Soak:
         if what == "trainer":
             if not alive:
                 return
-            os.kill(self.random.choice(alive), signal.SIGKILL)
+            pid = self.random.choice(sorted(alive))
+            os.kill(pid, signal.SIGKILL)
+            self.killed_trainers.add(alive[pid])
         elif what == "server":
             self.server.stop(signal.SIGKILL)
+            self.killed_servers.append(time.time())
         elif what == "leave":
             self.server.stop(signal.SIGTERM)
         else:
@@ -246,7 +254,7 @@ class Soak:
                     self.server.call("POST", f"/v1/jobs/{job['id']}/resume")
             time.sleep(1)
         stuck = [(j["id"], j["status"]) for j in self.unfinished()]
-        faults, by_status, kept, busy = [], {}, 0.0, 0.0
+        faults, by_status, kept, busy, poisoned = [], {}, 0.0, 0.0, 0
         for job_id, seed in self.jobs.items():
             try:
                 job = self.job(job_id)
@@ -254,10 +262,9 @@ class Soak:
                 faults.append(f"{job_id}: acknowledged, now {error.code}")
                 continue
             by_status[job["status"]] = by_status.get(job["status"], 0) + 1
-            if job["status"] == "failed":
-                faults.append(f"{job_id}: {job['error']['code']}: {job['error']['message'][:100]}")
             events = self.events(job_id)
-            faults += [f"{job_id}: {fault}" for fault in check_log(job, events)]
+            faults += [f"{job_id}: {fault}" for fault in [*check_log(job, events), *self.check_losses(job, events)]]
+            poisoned += job["status"] == "failed" and job["error"]["code"] == "poisoned"
             if job["status"] == "succeeded" and self.weights(job) != self.wanted[seed]:
                 faults.append(f"{job_id}: other weights after {job['attempt']} attempts")
             if job["status"] == "succeeded":
@@ -265,16 +272,31 @@ class Soak:
                 kept, busy = kept + job_kept, busy + job_busy
         kills = sum(n for name, n in self.counts.items() if name.startswith("kill"))
         result = {
-            "seed": self.arguments.seed, "minutes": round(took / 60, 1), "jobs": len(self.jobs), "by_status": by_status, "kills": kills,
+            "seed": self.arguments.seed, "minutes": round(took / 60, 1), "jobs": len(self.jobs), "by_status": by_status, "poisoned": poisoned, "kills": kills,
             "counts": self.counts, "server_starts": self.server.starts, "effective_training_time": round(kept / max(busy, 1e-9), 4),
             "stuck": stuck, "faults": faults, **self.growth(),
         }
         self.server.stop(signal.SIGINT)
         left = trainers(self.data_dir)
         if left:
-            faults.append(f"trainers left behind: {left}")
+            faults.append(f"trainers left behind: {sorted(left)}")
         print(json.dumps(result))
         return 1 if faults or stuck else 0
+
+    def check_losses(self, job, events):
+        """What is wrong with how often a job's trainers were lost, and with what came of it."""
+        poisoned = job["status"] == "failed" and job["error"]["code"] == "poisoned"
+        if job["status"] == "failed" and not poisoned:
+            yield f"{job['error']['code']}: {job['error']['message'][:100]}"
+        losses = [e for e in events if e["type"] == "requeued" and "trying again" in e["data"]["reason"]]
+        losses += [e for e in events if e["type"] == "failed" and poisoned]
+        if poisoned != (len(losses) == DEATHS) or len(losses) > DEATHS:
+            yield f"{job['status']} after {len(losses)} trainers were lost"
+        for e in losses:
+            # A server killed between a claim and the start of its trainer loses the attempt as well.
+            by_server = any(0 <= instant(e) - killed < 60 for killed in self.killed_servers)
+            if (job["id"], e["attempt"]) not in self.killed_trainers and not by_server:
+                yield f"attempt {e['attempt']} was lost, and nobody had killed it"
 
     def events(self, job):
         events = []
@@ -299,6 +321,10 @@ class Soak:
         }
 
 
+def instant(event):
+    return datetime.fromisoformat(event["created_at"].replace("Z", "+00:00")).timestamp()
+
+
 def check_log(job, events):
     """What is wrong with a job's event log."""
     if [e["seq"] for e in events] != list(range(1, len(events) + 1)):
@@ -320,11 +346,10 @@ def check_log(job, events):
 
 def effective(events):
     """Seconds of a job that went into steps that were kept, and seconds from its first start to its end, without pauses asked for."""
-    at = lambda e: datetime.fromisoformat(e["created_at"].replace("Z", "+00:00")).timestamp()
     kept = busy = 0.0
     started = first_step = last_kept = waiting = None
     for e in events:
-        kind, now = e["type"], at(e)
+        kind, now = e["type"], instant(e)
         if kind == "started":
             busy += now - waiting if waiting else 0
             started, first_step, last_kept, waiting = now, None, None, None

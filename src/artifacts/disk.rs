@@ -142,6 +142,17 @@ impl Disk {
         }
     }
 
+    /// Removes a folder that may not be there: one rename to `aside`, on the same file system, takes it out of
+    /// sight, so no one ever finds half of it. What a crash leaves aside is swept later.
+    pub(super) fn remove_by_way_of(&self, aside: &Path, dir: &Path) -> Result<(), ArtifactError> {
+        self.remove_any(aside)?;
+        if !dir.exists() {
+            return Ok(());
+        }
+        self.rename(dir, aside)?;
+        self.remove_any(aside)
+    }
+
     /// Removes a file or folder that may not be there.
     pub(super) fn remove_any(&self, path: &Path) -> Result<(), ArtifactError> {
         match self.remove_tree(path) {

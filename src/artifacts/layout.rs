@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::durable::{entries, remove_any, sync_dir};
-use super::{ArtifactError, checkpoint_name};
+use super::{ArtifactError, Disk, checkpoint_name};
 use crate::domain::{DatasetFormat, DatasetId, JobId};
 
 /// The data directory: a path and what is known about its inside. Cheap to clone.
@@ -172,15 +172,9 @@ impl DataDir {
         self.remove(&self.dataset_dir(id), &format!("dataset-{id}"))
     }
 
-    /// Out of sight in one rename, then deleted: after a crash in between, `sweep_tmp` finishes the work.
+    /// `sweep_tmp` finishes what a crash interrupted.
     fn remove(&self, dir: &Path, name: &str) -> Result<(), ArtifactError> {
-        let aside = self.tmp_dir().join(name);
-        remove_any(&aside)?;
-        match fs::rename(dir, &aside) {
-            Ok(()) => remove_any(&aside),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(ArtifactError::io("remove", dir, e)),
-        }
+        Disk::default().remove_by_way_of(&self.tmp_dir().join(name), dir)
     }
 }
 

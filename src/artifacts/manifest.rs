@@ -78,6 +78,9 @@ pub fn is_plain(path: &Path) -> bool {
 
 /// The record of the checkpoint in `dir`, after every listed file was found with its size and hash.
 /// Reads every byte: about a second per gigabyte.
+///
+/// Files that are not listed are ignored: a file manager, a backup or a network file system may leave some, and
+/// that must not cost a checkpoint. Nothing here reads, serves or copies them.
 pub fn verify(dir: &Path) -> Result<CheckpointRecord, ArtifactError> {
     let record = read(dir)?;
     let named = dir.file_name().and_then(|n| step_of_name(n.to_str()?));

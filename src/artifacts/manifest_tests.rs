@@ -140,6 +140,18 @@ fn a_manifest_cannot_point_outside() {
 }
 
 #[test]
+fn a_file_that_is_not_listed_costs_no_checkpoint_and_belongs_to_none() {
+    let temp = tempfile::tempdir().unwrap();
+    let record = publish(temp.path(), 4);
+    let dir = temp.path().join(checkpoint_name(4));
+    fs::write(dir.join(".DS_Store"), "of a file manager").unwrap();
+    assert_eq!(verify(&dir).unwrap(), record);
+    // Other content under a listed name is another matter.
+    fs::write(dir.join(&record.files[0].path), "of a stranger").unwrap();
+    assert!(verify(&dir).is_err());
+}
+
+#[test]
 fn the_search_says_what_it_passed_over() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();

@@ -38,16 +38,11 @@ pub fn plan(
     steps
 }
 
-/// Removes a checkpoint folder: one rename takes it out of sight, so no one ever finds half of it.
+/// Removes a checkpoint folder; `sweep_leftovers` finishes what a crash interrupted.
 pub fn remove(disk: &Disk, dir: &Path) -> Result<(), ArtifactError> {
     let aside =
         tmp_beside(dir).ok_or_else(|| ArtifactError::invalid(dir, "not a checkpoint's folder"))?;
-    disk.remove_any(&aside)?;
-    if !dir.exists() {
-        return Ok(());
-    }
-    disk.rename(dir, &aside)?;
-    disk.remove_any(&aside)
+    disk.remove_by_way_of(&aside, dir)
 }
 
 #[cfg(test)]

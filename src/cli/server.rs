@@ -55,7 +55,7 @@ impl Server {
             store: store.clone(),
             clock,
             ids,
-            data_dir: data_dir.root().to_owned(),
+            data_dir: data_dir.clone(),
             worker: Arc::new(move || wake.wake()),
             limits: Limits {
                 slots: config.slots,

@@ -33,6 +33,8 @@ error_codes! {
     UnsupportedMediaType = "unsupported_media_type";
     /// The body is larger than the limit.
     PayloadTooLarge = "payload_too_large";
+    /// The body came too slowly.
+    RequestTimeout = "request_timeout";
     /// No such path.
     NotFound = "not_found";
     /// The path exists, but not with this method.

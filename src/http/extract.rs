@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 use utoipa::IntoParams;
 
+use super::pace::broken_off;
 use super::problem::Problem;
 use crate::domain::{DatasetId, ErrorCode, JobId};
 
@@ -98,8 +99,7 @@ pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
                 "the body is larger than this endpoint takes",
             )
         } else {
-            Problem::new(ErrorCode::ValidationFailed, "the body ended early")
-                .status(StatusCode::BAD_REQUEST)
+            broken_off(&e)
         }
     })
 }

@@ -1,5 +1,5 @@
-//! What happens around every request: an id, a span, a log line, safe headers, and a problem instead of a
-//! torn connection when a handler panics.
+//! What happens around every request: an id, a span, a log line, safe headers, a limit on slow bodies, and a
+//! problem instead of a torn connection when a handler panics.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
@@ -28,6 +28,8 @@ pub async fn around(State(state): State<AppState>, request: Request, next: Next)
     let path = request.uri().path().to_owned();
     let quiet = is_quiet(&path);
     let method = request.method().clone();
+    let pace = state.limits.body_pace;
+    let request = request.map(|body| pace.keep(body));
     let span = tracing::info_span!("request", request_id = %id, %method, %path);
     let handled = AssertUnwindSafe(next.run(request))
         .catch_unwind()

@@ -15,8 +15,8 @@ mod health;
 mod internal;
 mod middleware;
 mod openapi;
+mod pace;
 mod page;
-mod paths;
 pub mod problem;
 mod query;
 mod serve;
@@ -26,7 +26,6 @@ pub mod v1;
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -34,9 +33,11 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use tokio_util::sync::CancellationToken;
 
+use crate::artifacts::{ArtifactError, DataDir};
 use crate::domain::{Clock, ErrorCode, Ids};
 use crate::store::Store;
 pub use openapi::openapi_json;
+pub use pace::Pace;
 pub use page::Page;
 use problem::Problem;
 pub use serve::{ServeOptions, serve, serve_with};
@@ -52,7 +53,7 @@ pub struct AppState {
     /// New ids.
     pub ids: Arc<dyn Ids>,
     /// Where datasets and checkpoints lie.
-    pub data_dir: PathBuf,
+    pub data_dir: DataDir,
     /// Wakes the dispatcher: a job was queued or cancelled.
     pub worker: Arc<dyn Fn() + Send + Sync>,
     /// Bounds.
@@ -84,6 +85,8 @@ pub struct Limits {
     pub messages_body_bytes: usize,
     /// Largest dataset file.
     pub dataset_bytes: u64,
+    /// How slowly a body may come.
+    pub body_pace: Pace,
     /// Open event streams of one job.
     pub subscribers_per_job: usize,
     /// How long a request waits for another one with its `Idempotency-Key`.
@@ -102,6 +105,7 @@ impl Default for Limits {
             json_body_bytes: 1 << 20,
             messages_body_bytes: 8 << 20,
             dataset_bytes: 2 << 30,
+            body_pace: Pace::default(),
             subscribers_per_job: 2000,
             idempotency_wait_ms: 5_000,
             slots: 1,
@@ -149,15 +153,28 @@ async fn detached<T: Send + 'static>(
         .unwrap_or_else(|panic| Err(Problem::internal(panic)))
 }
 
-/// Removes a folder whose row is gone. Not finding it is fine, and failing to only costs disk space, so
-/// the request still succeeds.
-async fn remove_dir(path: PathBuf) {
-    match tokio::fs::remove_dir_all(&path).await {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%cause, path = %path.display(), "cannot remove a folder");
+/// Works on the disk, on a thread that may wait for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(Problem::internal(panic)))
+}
+
+/// Removes files whose row is gone. Failing to only costs disk space, so the request still succeeds.
+async fn discard(
+    state: &AppState,
+    remove: impl FnOnce(&DataDir) -> Result<(), ArtifactError> + Send + 'static,
+) {
+    let data_dir = state.data_dir.clone();
+    let removed = blocking(move || {
+        if let Err(error) = remove(&data_dir) {
+            tracing::warn!(%error, "files that nobody needs any more stay");
         }
-        _ => {}
-    }
+        Ok(())
+    });
+    removed.await.ok();
 }
 
 #[cfg(test)]

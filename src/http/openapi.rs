@@ -93,7 +93,7 @@ fn describe_errors(document: &mut Value) {
             }
         }
         let any = json!({
-            "description": "Any other error: 413 `payload_too_large`, 422 `validation_failed`, 500 `internal_error`, 507 `disk_full`.",
+            "description": "Any other error: 408 `request_timeout`, 413 `payload_too_large`, 422 `validation_failed`, 500 `internal_error`, 507 `disk_full`.",
             "content": content,
         });
         responses.insert("default".to_owned(), any);

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::artifacts::ArtifactError;
 use crate::domain::{ErrorCode, FieldError, JobError};
 use crate::store::StoreError;
 
@@ -211,6 +212,18 @@ impl From<StoreError> for Problem {
     }
 }
 
+impl From<ArtifactError> for Problem {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::DiskFull { .. } => {
+                tracing::error!(%error, "disk is full");
+                Self::new(ErrorCode::DiskFull, "the server's disk is full")
+            }
+            _ => Self::internal(error),
+        }
+    }
+}
+
 impl From<JobError> for Problem {
     fn from(error: JobError) -> Self {
         if status_and_title(error.code).0.is_server_error() {
@@ -236,6 +249,7 @@ pub fn status_and_title(code: ErrorCode) -> (StatusCode, &'static str) {
         E::InvalidJson => (S::BAD_REQUEST, "The body is not JSON"),
         E::UnsupportedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, "Unsupported content type"),
         E::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "The body is too large"),
+        E::RequestTimeout => (S::REQUEST_TIMEOUT, "The body came too slowly"),
         E::NotFound => (S::NOT_FOUND, "No such path"),
         E::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "Method not allowed"),
         E::JobNotFound => (S::NOT_FOUND, "No such job"),

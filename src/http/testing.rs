@@ -12,13 +12,15 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::digest::hex;
 use super::{AppState, InFlight, Limits, Subscribers, router, serve};
+use crate::artifacts::DataDir;
 use crate::domain::{
     AttemptId, CheckpointRecord, Event, FileRecord, FixedClock, JobId, Message, MessagesRequest,
     SequentialIds, Timestamp,
@@ -34,7 +36,7 @@ pub struct TestApp {
     pub router: Router,
     /// How often the worker was woken.
     pub woken: Arc<AtomicUsize>,
-    _data_dir: TempDir,
+    _temp: TempDir,
 }
 
 impl TestApp {
@@ -46,8 +48,8 @@ impl TestApp {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(FixedClock::new(Timestamp(1_795_000_000_000)));
         let ids = Arc::new(SequentialIds::default());
-        let database = dir.path().join("chandler.db");
-        let store = Store::open(&database, clock.clone(), ids.clone())
+        let data_dir = DataDir::open(dir.path()).unwrap();
+        let store = Store::open(&data_dir.database(), clock.clone(), ids.clone())
             .await
             .unwrap();
         let woken = Arc::new(AtomicUsize::new(0));
@@ -56,7 +58,7 @@ impl TestApp {
             store,
             clock,
             ids,
-            data_dir: dir.path().to_owned(),
+            data_dir,
             worker: Arc::new(move || {
                 count.fetch_add(1, Ordering::SeqCst);
             }),
@@ -70,7 +72,7 @@ impl TestApp {
             router: router(state.clone()),
             state,
             woken,
-            _data_dir: dir,
+            _temp: dir,
         }
     }
 
@@ -165,7 +167,7 @@ impl TestApp {
 
     /// Writes a checkpoint's files where a trainer would.
     pub fn write_checkpoint(&self, job: JobId, step: u64, files: &[(&str, &str)]) {
-        let dir = super::paths::checkpoint_dir(&self.state.data_dir, job, step);
+        let dir = self.state.data_dir.checkpoint_dir(job, step);
         for (path, content) in files {
             let path = dir.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -204,6 +206,15 @@ impl Socket {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// Sends raw bytes and answers all that comes until the server closes the connection.
+    pub async fn send_and_read_to_end(&self, bytes: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     /// Waits until the server has ended by itself.

@@ -2,13 +2,13 @@
 
 use super::attempts::Attempt;
 use super::claim::hash_token;
-use super::events::{Origin, append};
-use super::rows::{exactly_one, to_i64, to_json};
+use super::events::{Origin, Place, append, insert_event};
+use super::rows::{changed_rows, exactly_one, to_i64, to_json};
 use super::writer::Tx;
 use super::{Store, StoreError, checkpoints, metrics};
 use crate::domain::{
-    AttemptId, Command, Event, JobError, JobId, LossCause, Message, MessagesResponse, Phase,
-    Progress, Status, Timestamp,
+    AttemptId, Command, ErrorCode, Event, JobError, JobId, LossCause, Message, MessagesResponse,
+    Phase, Progress, Status, Timestamp,
 };
 
 impl Store {
@@ -144,8 +144,13 @@ async fn apply(tx: &mut Tx, attempt: &Attempt, message: &Message) -> Result<bool
         Event::Requeued { reason } => Ending::Returned {
             reason: reason.clone(),
         },
-        Event::Succeeded { model_step } => Ending::Succeeded {
-            model_step: *model_step,
+        Event::Succeeded { model_step } if checkpoints::exists(tx, job, *model_step).await? => {
+            Ending::Succeeded {
+                model_step: *model_step,
+            }
+        }
+        Event::Succeeded { model_step } => Ending::Failed {
+            error: without_model(*model_step),
         },
         Event::Failed { error } => Ending::Failed {
             error: error.clone(),
@@ -154,6 +159,15 @@ async fn apply(tx: &mut Tx, attempt: &Attempt, message: &Message) -> Result<bool
     };
     finish(tx, attempt, origin.message_seq, at, ending).await?;
     Ok(true)
+}
+
+/// A success nobody could use. The trainer is wrong, not the job; but trying again would end the same way.
+fn without_model(step: u64) -> JobError {
+    let message = format!(
+        "the trainer reported success with the checkpoint of step {step}, but never that checkpoint"
+    );
+    JobError::new(ErrorCode::CheckpointFailed, message)
+        .hint("this is a fault of the trainer; the job's `trainer.log` on the server says more")
 }
 
 async fn set_progress(tx: &mut Tx, job: JobId, progress: &Progress) -> Result<(), StoreError> {
@@ -272,11 +286,11 @@ pub(super) async fn finish(
         } => (tx.now.plus_ms(*delay_ms).0, Some(*micro_batch_divisor)),
         _ => (0, None),
     };
-    let result = sqlx::query(
+    let row = sqlx::query(
         "UPDATE job SET status = ?3, phase = NULL, model_step = ?4, error = ?5, finished_at = ?6, \
              cancel_requested_at = NULL, pause_requested_at = NULL, not_before = ?7, \
-             micro_batch_divisor = COALESCE(?8, micro_batch_divisor) \
-         WHERE id = ?1 AND status = 'running' AND attempt = ?2",
+             micro_batch_divisor = COALESCE(?8, micro_batch_divisor), last_seq = last_seq + 1 \
+         WHERE id = ?1 AND status = 'running' AND attempt = ?2 RETURNING last_seq, round",
     )
     .bind(attempt.job_id.to_string())
     .bind(attempt.number)
@@ -286,15 +300,14 @@ pub(super) async fn finish(
     .bind(status.is_final().then_some(tx.now.0))
     .bind(not_before)
     .bind(divisor)
-    .execute(&mut tx.conn)
+    .fetch_optional(&mut tx.conn)
     .await?;
-    exactly_one(&result)?;
+    let place = Place::read(&row.ok_or_else(|| changed_rows(0))?)?;
 
     let origin = Origin {
         attempt: Some(attempt.number),
         message_seq,
         at,
     };
-    append(tx, attempt.job_id, origin, &ending.event()).await?;
-    Ok(())
+    insert_event(tx, attempt.job_id, place, origin, &ending.event()).await
 }

@@ -64,6 +64,16 @@ pub(super) async fn insert(
     Ok(())
 }
 
+/// Whether the checkpoint of this step was reported and is still there.
+pub(super) async fn exists(tx: &mut Tx, job: JobId, step: u64) -> Result<bool, StoreError> {
+    let row = sqlx::query(ONE)
+        .bind(job.to_string())
+        .bind(to_i64(step))
+        .fetch_optional(&mut tx.conn)
+        .await?;
+    Ok(row.is_some())
+}
+
 pub(super) async fn remove(
     tx: &mut Tx,
     job: JobId,

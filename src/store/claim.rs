@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::events::{Origin, append};
+use super::events::{Origin, Place, insert_event};
 use super::rows::{get, get_count, get_json, get_parsed, to_i64};
 use super::types::ClaimedAttempt;
 use super::writer::Tx;
@@ -10,13 +10,13 @@ use super::{Store, StoreError};
 use crate::domain::{AttemptId, Event, JobId, JobSpec};
 
 /// One statement finds and takes the job. The single writer makes two claims of one job impossible; the
-/// guard and the unique index on open attempts would refuse them anyway.
+/// guard and the unique index on open attempts would refuse them anyway. Takes the place in the log for `started`.
 pub(super) const CLAIM: &str = "UPDATE job SET status = 'running', phase = 'starting', attempt = attempt + 1, \
-         started_at = COALESCE(started_at, ?1), not_before = 0 \
+         started_at = COALESCE(started_at, ?1), not_before = 0, last_seq = last_seq + 1 \
      WHERE status = 'queued' \
        AND id = (SELECT id FROM job WHERE status = 'queued' AND not_before <= ?1 \
                  ORDER BY priority DESC, id LIMIT 1) \
-     RETURNING id, attempt, round, spec";
+     RETURNING id, attempt, round, spec, last_seq";
 /// Milliseconds a round of a job has run so far.
 const USED: &str = "SELECT COALESCE(SUM(ended_at - created_at), 0) AS used_ms FROM attempt \
      WHERE job_id = ?1 AND round = ?2 AND ended_at IS NOT NULL";
@@ -60,7 +60,8 @@ async fn claim(tx: &mut Tx, lease_ms: i64) -> Result<Option<ClaimedAttempt>, Sto
         message_seq: None,
         at: tx.now,
     };
-    append(tx, job_id, origin, &Event::Started { attempt }).await?;
+    let place = Place::read(&row)?;
+    insert_event(tx, job_id, place, origin, &Event::Started { attempt }).await?;
     Ok(Some(ClaimedAttempt {
         attempt_id,
         attempt,

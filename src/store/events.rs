@@ -1,6 +1,5 @@
 //! The event log: append and page.
 
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::rows::{get, get_json, get_time, to_json};
@@ -40,18 +39,47 @@ pub(super) struct Origin {
     pub at: Timestamp,
 }
 
+impl Origin {
+    /// What the server itself did.
+    pub fn server(at: Timestamp) -> Self {
+        Self {
+            attempt: None,
+            message_seq: None,
+            at,
+        }
+    }
+}
+
+/// An event's place in its job's log.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub seq: i64,
+    /// How often the job was queued again by hand before.
+    pub round: i64,
+}
+
+impl Place {
+    /// From a row of the job with its `last_seq`, which was just counted up for this event.
+    pub fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            seq: get(row, "last_seq")?,
+            round: get(row, "round")?,
+        })
+    }
+}
+
+/// Of a job that is just being made.
+pub(super) const FIRST: Place = Place { seq: 1, round: 0 };
+
 /// Appends what the server itself did, now.
 pub(super) async fn append_server_event(
     tx: &mut Tx,
     job: JobId,
     event: &Event,
 ) -> Result<(), StoreError> {
-    let origin = Origin {
-        attempt: None,
-        message_seq: None,
-        at: tx.now,
-    };
-    append(tx, job, origin, event).await.map(|_| ())
+    append(tx, job, Origin::server(tx.now), event)
+        .await
+        .map(|_| ())
 }
 
 /// Appends to the job's log and answers the number it got.
@@ -69,23 +97,35 @@ pub(super) async fn append(
     .fetch_optional(&mut tx.conn)
     .await?;
     let row = row.ok_or(StoreError::NotFound)?;
-    let (seq, round): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let place = Place::read(&row)?;
+    insert_event(tx, job, place, origin, event).await?;
+    Ok(place.seq)
+}
+
+/// Puts an event at a place that the job's row has counted already.
+pub(super) async fn insert_event(
+    tx: &mut Tx,
+    job: JobId,
+    place: Place,
+    origin: Origin,
+    event: &Event,
+) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO event (job_id, seq, attempt, message_seq, kind, body, created_at, round) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )
     .bind(job.to_string())
-    .bind(seq)
+    .bind(place.seq)
     .bind(origin.attempt)
     .bind(origin.message_seq)
     .bind(event.kind())
     .bind(to_json(event)?)
     .bind(origin.at.0)
-    .bind(round)
+    .bind(place.round)
     .execute(&mut tx.conn)
     .await?;
     tx.touch(job);
-    Ok(seq)
+    Ok(())
 }
 
 fn read_event(row: &SqliteRow) -> Result<StoredEvent, StoreError> {

@@ -2,7 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 
-use super::events::append_server_event;
+use super::events::{FIRST, Origin, insert_event};
 use super::rows::{get, get_count, get_json, get_json_or_null, get_parsed, get_time, to_json};
 use super::types::{Idempotency, Job};
 use super::writer::Tx;
@@ -12,15 +12,26 @@ use crate::domain::{DatasetId, Event, JobId, JobSpec, Phase, Status, Timestamp};
 /// Sorts after every id.
 pub(super) const PAST_EVERY_ID: &str = "~";
 
-macro_rules! select_job {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, status, phase, spec, progress, metrics, error, attempt, cancel_requested_at, \
-             pause_requested_at, not_before, model_step, created_at, started_at, finished_at FROM job ",
-            $rest
-        )
+macro_rules! job_columns {
+    () => {
+        "id, status, phase, spec, progress, metrics, error, attempt, cancel_requested_at, \
+         pause_requested_at, not_before, model_step, created_at, started_at, finished_at"
     };
 }
+
+macro_rules! select_job {
+    ($rest:literal) => {
+        concat!("SELECT ", job_columns!(), " FROM job ", $rest)
+    };
+}
+
+/// With room in the log for its first event; nothing if a dataset is not there.
+const INSERT: &str = concat!(
+    "INSERT INTO job (id, status, spec, train_dataset_id, eval_dataset_id, created_at, priority, last_seq) \
+     SELECT ?1, 'queued', ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (SELECT 1 FROM dataset WHERE id = ?3) \
+         AND (?4 IS NULL OR EXISTS (SELECT 1 FROM dataset WHERE id = ?4)) RETURNING ",
+    job_columns!()
+);
 
 pub(super) const SELECT: &str = select_job!("WHERE id = ?1");
 pub(super) const LIST: &str = select_job!("WHERE id < ?1 ORDER BY id DESC LIMIT ?2");
@@ -94,25 +105,26 @@ async fn create(
     {
         return Ok((load(tx, existing).await?, true));
     }
-    check_datasets(tx, &spec).await?;
     let id = JobId(tx.ids.next_uuid());
-    sqlx::query(
-        "INSERT INTO job (id, status, spec, train_dataset_id, eval_dataset_id, created_at, priority) \
-         VALUES (?1, 'queued', ?2, ?3, ?4, ?5, ?6)",
-    )
-    .bind(id.to_string())
-    .bind(to_json(&spec)?)
-    .bind(spec.dataset.train.to_string())
-    .bind(spec.dataset.eval.map(|eval| eval.to_string()))
-    .bind(tx.now.0)
-    .bind(spec.priority)
-    .execute(&mut tx.conn)
-    .await?;
-    append_server_event(tx, id, &Event::Queued {}).await?;
+    let row = sqlx::query(INSERT)
+        .bind(id.to_string())
+        .bind(to_json(&spec)?)
+        .bind(spec.dataset.train.to_string())
+        .bind(spec.dataset.eval.map(|eval| eval.to_string()))
+        .bind(tx.now.0)
+        .bind(spec.priority)
+        .bind(FIRST.seq)
+        .fetch_optional(&mut tx.conn)
+        .await?;
+    let Some(row) = row else {
+        check_datasets(tx, &spec).await?;
+        return Err(StoreError::NotFound);
+    };
+    insert_event(tx, id, FIRST, Origin::server(tx.now), &Event::Queued {}).await?;
     if let Some(idempotency) = &idempotency {
         idempotency::insert(tx, idempotency, id).await?;
     }
-    Ok((load(tx, id).await?, false))
+    Ok((read_job(&row)?, false))
 }
 
 /// The datasets a job needs are there.

@@ -69,10 +69,13 @@ pub(super) fn to_i64(value: u64) -> i64 {
 pub(super) fn exactly_one(result: &SqliteQueryResult) -> Result<(), StoreError> {
     match result.rows_affected() {
         1 => Ok(()),
-        n => Err(StoreError::Database(format!(
-            "a guarded update changed {n} rows"
-        ))),
+        n => Err(changed_rows(n)),
     }
+}
+
+/// The guard of a transition did not hold.
+pub(super) fn changed_rows(n: u64) -> StoreError {
+    StoreError::Database(format!("a guarded update changed {n} rows"))
 }
 
 fn unreadable(column: &str, error: impl Display) -> StoreError {

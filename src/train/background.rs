@@ -2,9 +2,12 @@
 //! comes due earlier waits.
 //!
 //! ```text
-//!  trainer   step │ take snapshot │ step  step  step … │ poll: published → Event::Checkpoint
-//!  writer         └──► files, fsync, manifest, rename, fsync, rotate ──┘
+//!  trainer   step │ take snapshot │ step  step  step … │ poll: published → Event::Checkpoint, CheckpointRemoved
+//!  writer         └──► files, fsync, manifest, rename, fsync ──┘          └──► remove what it replaced
 //! ```
+//!
+//! What goes is reported before it is removed: a trainer that dies in between leaves a folder too many, which
+//! the next attempt removes, but nobody is ever told of a checkpoint that is not there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +22,19 @@ use super::snapshot::Snapshot;
 /// The writer's end on the trainer's side.
 #[derive(Debug)]
 pub struct BackgroundWriter {
-    /// Snapshots to be written; `None` once no more come.
-    work: Option<SyncSender<Box<Snapshot>>>,
+    /// `None` once nothing more comes.
+    work: Option<SyncSender<Work>>,
     done: Receiver<Done>,
     thread: Option<JoinHandle<()>>,
     /// The snapshot's memory, here unless it is being written from.
     idle: Option<Box<Snapshot>>,
     abandoned: Arc<AtomicBool>,
+}
+
+enum Work {
+    Publish(Box<Snapshot>),
+    /// Steps of checkpoints that were replaced.
+    Remove(Vec<u64>),
 }
 
 /// A snapshot that comes back.
@@ -40,14 +49,21 @@ impl BackgroundWriter {
     /// # Errors
     /// If the system gives none.
     pub fn start(publisher: Publisher) -> Result<Self, JobError> {
-        let (work, snapshots) = sync_channel::<Box<Snapshot>>(1);
+        let (work, received) = sync_channel(1);
         let (results, done) = sync_channel(1);
         let abandoned = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&abandoned);
         let thread = std::thread::Builder::new()
             .name("checkpoints".to_owned())
             .spawn(move || {
-                for snapshot in snapshots {
+                for work in received {
+                    let snapshot = match work {
+                        Work::Publish(snapshot) => snapshot,
+                        Work::Remove(steps) => {
+                            publisher.remove(&steps);
+                            continue;
+                        }
+                    };
                     let outcome = publisher.publish(&snapshot, &seen);
                     if results.send(Done { snapshot, outcome }).is_err() {
                         return;
@@ -84,7 +100,10 @@ impl BackgroundWriter {
             self.idle = Some(snapshot);
             return taken;
         }
-        let sent = self.work.as_ref().map(|work| work.send(snapshot));
+        let sent = self
+            .work
+            .as_ref()
+            .map(|work| work.send(Work::Publish(snapshot)));
         match sent {
             Some(Ok(())) => Ok(()),
             _ => Err(gone("its thread ended")),
@@ -117,6 +136,14 @@ impl BackgroundWriter {
         match self.done.recv() {
             Ok(done) => self.settle(done).map(Some),
             Err(_) => Err(gone("its thread ended")),
+        }
+    }
+
+    /// Removes checkpoints of which it was said already that they are gone.
+    pub fn remove(&self, steps: Vec<u64>) {
+        if let Some(work) = self.work.as_ref().filter(|_| !steps.is_empty()) {
+            // Without the thread they stay until the next attempt, or for good: they only take room.
+            work.send(Work::Remove(steps)).ok();
         }
     }
 

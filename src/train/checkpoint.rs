@@ -12,6 +12,7 @@ use crate::domain::{CheckpointRecord, ErrorCode, JobError};
 
 use super::setup::Setup;
 use super::snapshot::Snapshot;
+use super::state::TrainerState;
 use super::step::engine;
 use super::{TrainJob, export, safetensors_io};
 
@@ -40,8 +41,8 @@ pub struct Publisher {
 pub struct Published {
     /// The checkpoint, whole and durable.
     pub record: CheckpointRecord,
-    /// Steps of older ones that `save_total_limit` removed for it.
-    pub removed: Vec<u64>,
+    /// Steps of older ones that `save_total_limit` has no more room for.
+    pub obsolete: Vec<u64>,
 }
 
 impl Publisher {
@@ -59,7 +60,7 @@ impl Publisher {
         })
     }
 
-    /// Writes and publishes a checkpoint, then rotates. It is either whole or not there; what was there
+    /// Writes and publishes a checkpoint. It is either whole or not there; what was there
     /// before stays until it is. Gives up between two pieces when `abandoned` is set.
     ///
     /// # Errors
@@ -82,8 +83,8 @@ impl Publisher {
                 Failure::Artifact(other) => other.into(),
                 Failure::Job(error) => error,
             })?;
-        let removed = self.rotate(snapshot)?;
-        Ok(Published { record, removed })
+        let obsolete = obsolete(&self.job, &snapshot.state)?;
+        Ok(Published { record, obsolete })
     }
 
     fn write(
@@ -116,6 +117,18 @@ impl Publisher {
         Ok(writer.publish(epoch, state.metrics_now(), snapshot.resumable)?)
     }
 
+    /// Removes checkpoints. One that cannot be is in the way of nothing, and its turn comes again with the next
+    /// one that is published.
+    pub fn remove(&self, steps: &[u64]) {
+        for step in steps {
+            let name = artifacts::checkpoint_name(*step);
+            let removed = artifacts::remove(&self.disk, &self.job.checkpoints_dir.join(name));
+            if let Err(error) = removed {
+                tracing::warn!(%error, "an old checkpoint stays");
+            }
+        }
+    }
+
     /// All files but the tensors.
     fn small_files(
         &self,
@@ -131,24 +144,24 @@ impl Publisher {
         );
         Ok(files)
     }
+}
 
-    /// Removes old checkpoints as `save_total_limit` says; answers their steps. The one just published is the
-    /// newest, so it stays, and so does the best.
-    fn rotate(&self, snapshot: &Snapshot) -> Result<Vec<u64>, JobError> {
-        let args = &self.job.spec.training_args;
-        let best = snapshot
-            .state
-            .best_global_step
-            .filter(|_| args.load_best_model_at_end);
-        let dir = &self.job.checkpoints_dir;
-        let steps = artifacts::list_steps(dir)?;
-        let newest = [snapshot.state.global_step];
-        let removed = artifacts::plan(&steps, args.save_total_limit.map(u64::from), best, &newest);
-        for step in &removed {
-            artifacts::remove(&self.disk, &dir.join(artifacts::checkpoint_name(*step)))?;
-        }
-        Ok(removed)
-    }
+/// Steps of the checkpoints that `save_total_limit` has no room for, now that the one of `state` is there. That
+/// one stays, and so does the best. Later ones do not count: an attempt that resumed found them damaged, and
+/// will write them again.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn obsolete(job: &TrainJob, state: &TrainerState) -> Result<Vec<u64>, JobError> {
+    let args = &job.spec.training_args;
+    let best = state
+        .best_global_step
+        .filter(|_| args.load_best_model_at_end);
+    let newest = state.global_step;
+    let mut steps = artifacts::list_steps(&job.checkpoints_dir)?;
+    steps.retain(|step| *step <= newest);
+    let limit = args.save_total_limit.map(u64::from);
+    Ok(artifacts::plan(&steps, limit, best, &[newest]))
 }
 
 /// Headers, manifest and folders: a guess that is too large.

@@ -71,6 +71,13 @@ pub fn load(
     record: &CheckpointRecord,
     learner: &mut Learner,
 ) -> Result<TrainerState, JobError> {
+    let optimizer = record.resumable.then_some(OPTIMIZER_FILE);
+    for name in [WEIGHTS_FILE, PROGRESS_FILE].into_iter().chain(optimizer) {
+        // What the manifest does not list was not verified.
+        if !record.files.iter().any(|file| file.path == name) {
+            return Err(mismatch(&format!("it has no {name}")));
+        }
+    }
     let (weights, _) = safetensors_io::read(&dir.join(WEIGHTS_FILE))?;
     restore_weights(learner, &weights)?;
     if record.resumable {

@@ -9,7 +9,7 @@ use crate::domain::{
 use crate::faults::Faults;
 
 use super::background::BackgroundWriter;
-use super::checkpoint::{Published, Publisher};
+use super::checkpoint::{self, Published, Publisher};
 use super::data_order::StepPlan;
 use super::evaluate::{self, Evaluation, round};
 use super::meter::Meter;
@@ -93,6 +93,8 @@ impl<'a> Trainer<'a> {
             self.state.micro_batch_divisor = self.state.micro_batch_divisor.max(divisor);
             self.resumed_at = self.state.global_step;
             self.saved_at = Some(self.state.global_step);
+            // The trainer before may have died before it could remove what its last checkpoint replaced.
+            self.remove(checkpoint::obsolete(self.job, &self.state)?);
         }
         Ok(())
     }
@@ -335,9 +337,14 @@ impl<'a> Trainer<'a> {
     fn report_checkpoint(&self, published: Option<Published>) {
         let Some(published) = published else { return };
         self.observer.event(Event::Checkpoint(published.record));
-        for step in published.removed {
+        self.remove(published.obsolete);
+    }
+
+    fn remove(&self, obsolete: Vec<u64>) {
+        for &step in &obsolete {
             self.observer.event(Event::CheckpointRemoved { step });
         }
+        self.writer.remove(obsolete);
     }
 
     /// The end of training: a last evaluation if the model was not just evaluated, the final checkpoint, and

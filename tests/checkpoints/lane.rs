@@ -256,7 +256,8 @@ fn last_resumable(a: &Path, b: &Path) -> Result<Option<u64>, String> {
     };
     let (a, b) = (steps(a), steps(b));
     let common = a.iter().rfind(|step| b.contains(step)).copied();
-    if common.is_none() && !a.is_empty() {
+    // Checkpoints of pauses count for `save_total_limit`: two of them may have displaced all the others.
+    if b.is_empty() && !a.is_empty() {
         return Err(format!("resumable steps {b:?} instead of {a:?}"));
     }
     Ok(common)

@@ -17,4 +17,5 @@ mod lane;
 mod memory;
 mod numbers;
 mod overhead;
+mod retention;
 mod server;

@@ -64,6 +64,35 @@ fn a_hanging_step_is_ended_by_the_watchdog_and_the_job_goes_on() {
 }
 
 #[test]
+fn a_trainer_that_memory_ends_leaves_smaller_micro_batches_to_the_next() {
+    let server = TestServer::with_env(&[("CHANDLER_FAULTS", "train.step@9=abort#1")]);
+    let model = tiny(&server);
+    let mut body = spec(&model, &server.csv(&reviews(64)));
+    body["training_args"]["save_steps"] = json!(4);
+    let id = server.job(&body);
+    let job = server.wait(&id);
+    assert_eq!(job["status"], "succeeded", "{job}");
+    assert_eq!(job["attempt"], 2, "{job}");
+    let events = server.events(&id);
+    let requeued = events.iter().find(|event| event["type"] == "requeued");
+    let reason = requeued.unwrap()["data"]["reason"].as_str().unwrap();
+    assert!(reason.contains("ran out of memory"), "{reason}");
+    assert!(
+        reason.ends_with("micro-batches of 4 rows, batch unchanged"),
+        "{reason}"
+    );
+    assert_eq!(
+        losses(&server, &id).len(),
+        16,
+        "no step is left out or repeated"
+    );
+    let dir = Path::new(job["model_dir"].as_str().unwrap());
+    let progress = std::fs::read(dir.join("trainer_progress.json")).unwrap();
+    let progress: Value = serde_json::from_slice(&progress).unwrap();
+    assert_eq!(progress["micro_batch_divisor"], 2);
+}
+
+#[test]
 fn a_job_goes_on_from_another_jobs_best_checkpoint() {
     let server = TestServer::start();
     let model = tiny(&server);

@@ -2,17 +2,18 @@
 //! space again so do writes, without a restart.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::ServerOptions;
-use crate::support::lane::Lane;
+use crate::support::lane::{Lane, Random};
 use crate::support::raw_http::{Connection, Reply};
 use crate::support::submitters::{listed, named_spec};
 
 /// What recovery may take.
 const LIMIT: Duration = Duration::from_secs(5);
+const ROUNDS_PER_DISK: u64 = 5;
 
 /// A file system of 16 MB in memory; `None` where this process may not mount one.
 struct SmallDisk(tempfile::TempDir);
@@ -74,72 +75,113 @@ fn assert_disk_full(reply: &Reply) {
     );
 }
 
+#[derive(Debug, Default)]
+struct Totals {
+    refused: usize,
+    accepted: usize,
+    slowest: Duration,
+}
+
 fn fill_and_free(mut lane: Lane, limit: Duration) {
-    let Some(disk) = SmallDisk::mount() else {
-        return;
-    };
+    let mut totals = Totals::default();
+    let mut left = lane.count;
+    while left > 0 {
+        // Jobs are only ever added: one disk does not hold those of many rounds.
+        let rounds = left.min(ROUNDS_PER_DISK);
+        let Some(disk) = SmallDisk::mount() else {
+            return;
+        };
+        on_one_disk(&disk, &mut lane.random, rounds, limit, &mut totals);
+        left -= rounds;
+        println!("{} of {} times full", lane.count - left, lane.count);
+    }
+    println!(
+        "{} times full: {} submits refused with 507, {} accepted and all there; \
+         writing again at most {:?} after there was space",
+        lane.count, totals.refused, totals.accepted, totals.slowest
+    );
+}
+
+fn on_one_disk(
+    disk: &SmallDisk,
+    random: &mut Random,
+    rounds: u64,
+    limit: Duration,
+    totals: &mut Totals,
+) {
     let options = ServerOptions::new(&disk.path().join("data")).slots(0);
     let server = options.start();
-    let dataset = server.csv("text,label\na,x\nb,y\n");
     let address = server.address();
-    let mut connection = Connection::new(address);
-    let ballast = disk.path().join("ballast");
-    let (mut accepted, mut refused, mut slowest) = (0, 0, Duration::ZERO);
-    for round in 0..lane.count {
-        for n in 0..lane.random.between(1, 20) {
-            let body = named_spec(&format!("{round}-{n}"), &dataset);
-            let reply = connection.post_json("/v1/jobs", &[], &body).unwrap();
-            assert_eq!(reply.status, 201);
-            accepted += 1;
+    let mut full = FullDisk {
+        dataset: server.csv("text,label\na,x\nb,y\n"),
+        connection: Connection::new(address),
+        ballast: disk.path().join("ballast"),
+        accepted: 0,
+    };
+    for _ in 0..rounds {
+        for _ in 0..random.between(1, 20) {
+            assert!(full.submit(), "there is space");
         }
-        fill(&ballast);
-        // The log has some room of its own left; then every submit is refused.
-        let mut in_a_row = 0;
-        while in_a_row < 10 {
-            let body = named_spec(&format!("{round}-full-{refused}-{accepted}"), &dataset);
-            let reply = connection.post_json("/v1/jobs", &[], &body).unwrap();
-            if reply.status == 201 {
-                (in_a_row, accepted) = (0, accepted + 1);
-                fill(&ballast);
-            } else {
-                assert_disk_full(&reply);
-                (in_a_row, refused) = (in_a_row + 1, refused + 1);
-            }
-        }
+        totals.refused += full.fill_until_every_submit_is_refused();
         let upload = server.upload("name=x", "text/csv", "text,label\na,x\n".repeat(2000));
         assert_eq!(upload.status(), 507);
         assert_eq!(
             listed(address).len(),
-            accepted,
+            full.accepted,
             "reads work and tell the truth"
         );
-        assert_eq!(connection.get("/healthz").unwrap().status, 200);
+        assert_eq!(full.connection.get("/healthz").unwrap().status, 200);
 
-        std::fs::remove_file(&ballast).unwrap();
+        std::fs::remove_file(&full.ballast).unwrap();
         let freed = Instant::now();
-        loop {
-            let body = named_spec(&format!("{round}-freed"), &dataset);
-            let reply = connection.post_json("/v1/jobs", &[], &body).unwrap();
-            if reply.status == 201 {
-                break;
-            }
-            assert_disk_full(&reply);
+        while !full.submit() {
             assert!(freed.elapsed() < limit, "it does not recover");
             std::thread::sleep(Duration::from_millis(10));
         }
-        accepted += 1;
-        slowest = slowest.max(freed.elapsed());
-        assert_eq!(connection.get("/readyz").unwrap().status, 200);
-        assert_eq!(listed(address).len(), accepted);
+        totals.slowest = totals.slowest.max(freed.elapsed());
+        assert_eq!(full.connection.get("/readyz").unwrap().status, 200);
+        assert_eq!(listed(address).len(), full.accepted);
     }
-    println!(
-        "{} times full: {refused} submits refused with 507, {accepted} accepted and all there; \
-         writing again at most {slowest:?} after there was space",
-        lane.count
-    );
+    totals.accepted += full.accepted;
     assert!(server.stop().success());
     let database = options.data_dir.join("chandler.db");
     assert_eq!(crate::support::database::integrity(&database), ["ok"]);
+}
+
+/// A client, and what takes its server's space away.
+struct FullDisk {
+    dataset: String,
+    connection: Connection,
+    ballast: PathBuf,
+    accepted: usize,
+}
+
+impl FullDisk {
+    /// Whether a job was taken; if not, the answer says that the disk is full.
+    fn submit(&mut self) -> bool {
+        let body = named_spec("full", &self.dataset);
+        let reply = self.connection.post_json("/v1/jobs", &[], &body).unwrap();
+        if reply.status == 201 {
+            self.accepted += 1;
+            return true;
+        }
+        assert_disk_full(&reply);
+        false
+    }
+
+    /// The log has some room of its own left, so some submits still come through. Answers how many did not.
+    fn fill_until_every_submit_is_refused(&mut self) -> usize {
+        let (mut refused, mut in_a_row) = (0, 0);
+        while in_a_row < 10 {
+            fill(&self.ballast);
+            if self.submit() {
+                in_a_row = 0;
+            } else {
+                (in_a_row, refused) = (in_a_row + 1, refused + 1);
+            }
+        }
+        refused
+    }
 }
 
 #[test]

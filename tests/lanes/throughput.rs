@@ -1,13 +1,16 @@
 //! How fast the service is with every commit on disk, and how it bears 100,000 jobs. Printed beside what
 //! the disk itself takes for one sync, because that is the floor. Run these alone, in a release build.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use chandler::domain::{Event, JobSpec, Message, SystemClock, SystemIds, Timestamp};
+use chandler::domain::{
+    CheckpointRecord, Event, JobSpec, Message, SystemClock, SystemIds, Timestamp,
+};
 use chandler::store::Store;
 
 use crate::support::lane::{Lane, number, percentile};
@@ -118,19 +121,30 @@ async fn queue(store: &Store, dataset: &str, count: u64) {
     together.join_all().await;
 }
 
-/// Claims a job and reports its end; answers what both took, or nothing if no job is left.
+/// Claims a job and reports its model and its end; answers what both took, or nothing if no job is left.
 async fn claim_and_finish(store: &Store) -> Option<(Duration, Duration)> {
     let began = Instant::now();
     let claimed = store.claim_next(LEASE_MS).await.unwrap()?;
     let claim = began.elapsed();
-    let end = Message {
-        seq: 1,
-        at: Timestamp(0),
-        event: Event::Succeeded { model_step: 1 },
+    let model = CheckpointRecord {
+        step: 1,
+        epoch: 1.0,
+        metrics: BTreeMap::new(),
+        resumable: false,
+        files: Vec::new(),
     };
+    let message = |seq, event| Message {
+        seq,
+        at: Timestamp(0),
+        event,
+    };
+    let end = vec![
+        message(1, Event::Checkpoint(model)),
+        message(2, Event::Succeeded { model_step: 1 }),
+    ];
     let (attempt, token) = (claimed.attempt_id, &claimed.token);
     store
-        .record_messages(attempt, token, vec![end], LEASE_MS)
+        .record_messages(attempt, token, end, LEASE_MS)
         .await
         .unwrap();
     Some((claim, began.elapsed()))

@@ -12,7 +12,7 @@ use crate::support::lane::Lane;
 use crate::support::trainers::{Trainers, is_alive};
 use crate::support::{ServerOptions, TestServer, await_some, reviews, spec, tiny_bert};
 
-const LEASE_MS: u64 = 1_500;
+const LEASE_MS: u64 = 3_000;
 const HEARTBEAT_MS: u64 = 300;
 
 /// A zombie of this server cannot be its child, which is killed with its lease: it is a trainer that an

@@ -20,7 +20,7 @@ use reqwest::blocking::{Client, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// No test job takes longer; a hang fails instead of blocking the suite.
+/// No test job stands still for longer; a hang fails instead of blocking the suite.
 const JOB_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The program under test.
@@ -278,13 +278,16 @@ impl TestServer {
 
     /// Waits until `reached` holds; answers the job.
     pub fn wait_until(&self, job: &str, reached: impl Fn(&Value) -> bool) -> Value {
-        let started = Instant::now();
+        let (mut moved, mut progress) = (Instant::now(), Value::Null);
         loop {
             let view = self.get_json(&format!("/v1/jobs/{job}"));
             if reached(&view) {
                 return view;
             }
-            assert!(started.elapsed() < JOB_TIMEOUT, "still {view}");
+            if view["progress"] != progress {
+                (moved, progress) = (Instant::now(), view["progress"].clone());
+            }
+            assert!(moved.elapsed() < JOB_TIMEOUT, "still {view}");
             std::thread::sleep(Duration::from_millis(25));
         }
     }

@@ -181,7 +181,7 @@ async fn what_follows_a_final_message_is_not_applied() {
     let claimed = f.claim().await;
     let said = vec![
         message(1, Event::Cancelled {}),
-        message(2, Event::Succeeded { model_step: 1 }),
+        message(2, Event::Checkpoint(checkpoint(1))),
     ];
     assert_eq!(f.say(&claimed, said).await.unwrap().acked_seq, 1);
     assert_eq!(f.kinds(job).await, ["queued", "started", "cancelled"]);
@@ -246,10 +246,31 @@ async fn a_success_before_the_cancel_took_effect_wins() {
     let job = f.job().await.id;
     let claimed = f.claim().await;
     f.store.cancel_job(job).await.unwrap();
-    let done = vec![message(1, Event::Succeeded { model_step: 2 })];
-    f.say(&claimed, done).await.unwrap();
+    f.say(&claimed, success(2)).await.unwrap();
     assert_eq!(f.status(job).await, Status::Succeeded);
-    assert_eq!(f.kinds(job).await, ["queued", "started", "succeeded"]);
+    let kinds = f.kinds(job).await;
+    assert_eq!(kinds, ["queued", "started", "checkpoint", "succeeded"]);
+}
+
+#[tokio::test]
+async fn a_success_without_its_checkpoint_is_a_failure() {
+    let f = Fixture::new().await;
+    for removed in [false, true] {
+        let job = f.job().await.id;
+        let claimed = f.claim().await;
+        let other = if removed { 2 } else { 1 };
+        let said = vec![
+            message(1, Event::Checkpoint(checkpoint(other))),
+            message(2, Event::CheckpointRemoved { step: 2 }),
+            message(3, Event::Succeeded { model_step: 2 }),
+        ];
+        assert_eq!(f.say(&claimed, said).await.unwrap().acked_seq, 3);
+        let job = f.store.job(job).await.unwrap().unwrap();
+        assert_eq!((job.status, job.model_step), (Status::Failed, None));
+        let error = job.error.unwrap();
+        assert_eq!(error.code, ErrorCode::CheckpointFailed);
+        assert!(error.message.contains("step 2"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -467,7 +488,6 @@ async fn a_pause_takes_effect_however_the_attempt_ends_and_a_cancel_wins() {
     let job = f.job().await.id;
     let claimed = f.claim().await;
     f.store.pause_job(job).await.unwrap();
-    let done = Event::Succeeded { model_step: 3 };
-    f.say(&claimed, report(done)).await.unwrap();
+    f.say(&claimed, success(3)).await.unwrap();
     assert_eq!(f.status(job).await, Status::Succeeded);
 }

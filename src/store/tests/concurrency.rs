@@ -101,7 +101,7 @@ async fn race_to_the_end(rounds: u32) {
         });
         let (store, c) = (f.store.clone(), claimed.clone());
         racers.spawn(async move {
-            let done = vec![message(1, Event::Succeeded { model_step: 1 })];
+            let done = success(1);
             store
                 .record_messages(c.attempt_id, &c.token, done, LEASE_MS)
                 .await

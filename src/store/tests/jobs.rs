@@ -4,7 +4,8 @@ use super::*;
 
 async fn position(f: &Fixture, id: JobId) -> Option<u64> {
     let job = f.store.job(id).await.unwrap().unwrap();
-    f.store.queue_position(&job).await.unwrap()
+    let positions = f.store.queue_positions(&[job]).await.unwrap();
+    positions.into_values().next()
 }
 
 #[tokio::test]

@@ -124,6 +124,14 @@ fn message(seq: u64, event: Event) -> Message {
     }
 }
 
+/// A trainer's first messages, if it reports the model's checkpoint and then its end.
+fn success(step: u64) -> Vec<Message> {
+    vec![
+        message(1, Event::Checkpoint(checkpoint(step))),
+        message(2, Event::Succeeded { model_step: step }),
+    ]
+}
+
 fn checkpoint(step: u64) -> CheckpointRecord {
     CheckpointRecord {
         step,

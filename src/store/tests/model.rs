@@ -338,7 +338,11 @@ async fn report(f: &Fixture, random: &mut Random, job: &mut ModelJob) {
     if is_open && seq == job.acked + 1 {
         job.acked = seq;
         match event {
-            Event::Succeeded { .. } => job.finish(Status::Succeeded, "succeeded"),
+            Event::Succeeded { .. } if job.kinds.contains(&"checkpoint") => {
+                job.finish(Status::Succeeded, "succeeded");
+            }
+            // A success without the model it names.
+            Event::Succeeded { .. } => job.finish(Status::Failed, "failed"),
             Event::Failed { .. } => job.finish(Status::Failed, "failed"),
             Event::Cancelled {} => job.finish(Status::Cancelled, "cancelled"),
             Event::Requeued { .. } => job.leave_or_requeue(),

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-const MAX_BYTES: u64 = 4096;
+/// A backtrace may be long, and stands after what it belongs to.
+const MAX_BYTES: u64 = 64 * 1024;
 const MAX_LINES: usize = 5;
 const MAX_LINE_CHARS: usize = 300;
 
@@ -27,7 +28,7 @@ fn read_end(path: &Path) -> io::Result<String> {
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
-        .filter(|line| !line.trim().is_empty())
+        .filter(|line| !line.trim().is_empty() && !is_backtrace(line))
         .collect();
     let kept = &lines[lines.len().saturating_sub(MAX_LINES)..];
     let cut: Vec<String> = kept
@@ -35,6 +36,17 @@ fn last_lines(text: &str) -> String {
         .map(|line| line.chars().take(MAX_LINE_CHARS).collect())
         .collect();
     cut.join("\n")
+}
+
+/// With `RUST_BACKTRACE` set, a backtrace would push the message it belongs to out of the last lines.
+fn is_backtrace(line: &str) -> bool {
+    let text = line.trim_start();
+    let is_indented = text.len() < line.len();
+    let frame = text.split_once(": ").map(|(number, _)| number);
+    let is_frame = frame.is_some_and(|number| number.parse::<u32>().is_ok());
+    line == "stack backtrace:"
+        || line.starts_with("note: Some details are omitted")
+        || (is_indented && (is_frame || text.starts_with("at ")))
 }
 
 #[cfg(test)]
@@ -47,6 +59,19 @@ mod tests {
         assert_eq!(last_lines("1\n2\n3\n4\n5\n6\n7"), "3\n4\n5\n6\n7");
         assert_eq!(last_lines(&"é".repeat(999)).chars().count(), 300);
         assert_eq!(last_lines(""), "");
+    }
+
+    #[test]
+    fn a_backtrace_hides_nothing() {
+        let log = "memory allocation of 8 bytes failed\nstack backtrace:\n   0: std::alloc::rust_oom\n             \
+                   at /rustc/library/std/src/alloc.rs:424:5\n  10: main\n\
+                   note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.\n";
+        assert_eq!(last_lines(log), "memory allocation of 8 bytes failed");
+        assert_eq!(
+            last_lines("3: three\n at the end"),
+            "3: three",
+            "a frame is indented"
+        );
     }
 
     #[test]

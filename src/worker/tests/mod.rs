@@ -358,8 +358,7 @@ async fn a_trainer_that_stays_after_its_end_is_stopped() {
     f.job().await;
     f.dispatcher(&executor).tick().await;
     let claimed = executor.claimed(0);
-    f.report(&claimed, 1, Event::Succeeded { model_step: 1 })
-        .await;
+    f.report(&claimed, 1, Event::Cancelled {}).await;
     rescuer.tick().await;
     assert_eq!(executor.stopped_with(claimed.attempt_id), None);
     f.clock.advance_ms(f.options.cancel_grace_ms + 1);

@@ -5,8 +5,8 @@ use axum::extract::State;
 
 use super::{Caller, refusal};
 use crate::domain::{AttemptSpec, DatasetLocation};
+use crate::http::AppState;
 use crate::http::problem::Problem;
-use crate::http::{AppState, paths};
 use crate::store::Dataset;
 
 /// All that a trainer needs to do its work.
@@ -27,14 +27,16 @@ pub async fn get_spec(
         train: location(&state, input.train),
         eval: input.eval.map(|dataset| location(&state, dataset)),
         micro_batch_divisor: input.micro_batch_divisor,
-        data_dir: state.data_dir.clone(),
+        data_dir: state.data_dir.root().to_owned(),
         heartbeat_ms: state.limits.heartbeat_ms,
     }))
 }
 
 fn location(state: &AppState, dataset: Dataset) -> DatasetLocation {
     DatasetLocation {
-        path: paths::dataset_file(&state.data_dir, dataset.id, dataset.layout.format),
+        path: state
+            .data_dir
+            .dataset_file(dataset.id, dataset.layout.format),
         layout: dataset.layout,
         sha256: dataset.sha256,
     }
@@ -60,7 +62,7 @@ mod tests {
         assert_eq!(spec.train.layout.columns, ["text", "label"]);
         assert!(spec.train.path.is_file());
         assert_eq!(spec.eval, None);
-        assert_eq!(spec.data_dir, app.state.data_dir);
+        assert_eq!(spec.data_dir, app.state.data_dir.root());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use super::upload::{self, Reading, Received};
 use crate::domain::{DatasetFormat, ErrorCode};
 use crate::http::AppState;
 use crate::http::extract::media_type;
+use crate::http::pace::broken_off;
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, FromQuery, QueryReader};
 
@@ -150,8 +151,7 @@ async fn receive_raw(
     }
     let chunks = request.into_body().into_data_stream().map_err(|error| {
         tracing::debug!(%error, "upload ended early");
-        Problem::new(ErrorCode::ValidationFailed, "the body ended early")
-            .status(StatusCode::BAD_REQUEST)
+        broken_off(&error)
     });
     Ok((upload::receive(state, chunks).await?, reading))
 }
@@ -216,6 +216,10 @@ fn only_file(field: Field<'_>) -> Result<Field<'_>, Problem> {
 fn form_problem(error: &MultipartError, limit: u64) -> Problem {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return upload::too_large(limit);
+    }
+    let problem = broken_off(error);
+    if problem.0.code == ErrorCode::RequestTimeout {
+        return problem;
     }
     Problem::new(ErrorCode::ValidationFailed, error.body_text()).status(StatusCode::BAD_REQUEST)
 }

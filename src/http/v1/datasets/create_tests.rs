@@ -2,6 +2,7 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use futures_util::stream;
 
+use crate::domain::DatasetFormat;
 use crate::http::Limits;
 use crate::http::testing::TestApp;
 
@@ -25,7 +26,7 @@ const FORM: [(&str, &str); 1] = [("content-type", "multipart/form-data; boundary
 /// Nothing half-done may stay behind.
 fn assert_nothing_left(app: &TestApp) {
     for dir in ["tmp", "datasets"] {
-        let left = std::fs::read_dir(app.state.data_dir.join(dir))
+        let left = std::fs::read_dir(app.state.data_dir.root().join(dir))
             .map(Iterator::count)
             .unwrap_or(0);
         assert_eq!(left, 0, "files are left in {dir}");
@@ -54,19 +55,10 @@ async fn a_raw_body_is_stored_hashed_and_described() {
     assert_eq!(json["sha256"], CSV_SHA256);
     assert_eq!(json["rows"], 2);
     assert_eq!(json["columns"], serde_json::json!(["text", "label"]));
-    let file = app
-        .state
-        .data_dir
-        .join("datasets")
-        .join(id)
-        .join("data.csv");
+    let data_dir = &app.state.data_dir;
+    let file = data_dir.dataset_file(id.parse().unwrap(), DatasetFormat::Csv);
     assert_eq!(std::fs::read_to_string(file).unwrap(), CSV);
-    assert_eq!(
-        std::fs::read_dir(app.state.data_dir.join("tmp"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(data_dir.tmp_dir()).unwrap().count(), 0);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use crate::http::extract::DatasetPath;
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, NoQuery};
-use crate::http::{AppState, detached, paths, remove_dir};
+use crate::http::{AppState, detached, discard};
 use crate::store::StoreError;
 
 /// Delete a dataset
@@ -33,7 +33,7 @@ pub async fn delete_dataset(
             Err(StoreError::NotFound) => return Err(Problem::dataset_not_found(id)),
             other => other?,
         }
-        remove_dir(paths::dataset_dir(&state.data_dir, id)).await;
+        discard(&state, move |data_dir| data_dir.remove_dataset(id)).await;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -53,9 +53,10 @@ mod tests {
             .unwrap()
             .to_owned();
         let path = format!("/v1/datasets/{id}");
-        assert!(app.state.data_dir.join("datasets").join(&id).exists());
+        let dir = app.state.data_dir.dataset_dir(id.parse().unwrap());
+        assert!(dir.exists());
         assert_eq!(app.delete(&path).await.status, StatusCode::NO_CONTENT);
-        assert!(!app.state.data_dir.join("datasets").join(&id).exists());
+        assert!(!dir.exists());
         app.get(&path)
             .await
             .assert_problem(StatusCode::NOT_FOUND, "dataset_not_found");

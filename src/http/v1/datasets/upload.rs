@@ -15,7 +15,7 @@ use crate::data::{self, ReaderLimits};
 use crate::domain::{DatasetFormat, DatasetId, ErrorCode};
 use crate::http::digest::hex;
 use crate::http::problem::Problem;
-use crate::http::{AppState, detached, paths};
+use crate::http::{AppState, blocking, detached, discard};
 use crate::store::Dataset;
 
 /// How the uploader wants the file to be read.
@@ -51,17 +51,11 @@ impl Unpublished {
 
 impl Drop for Unpublished {
     fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
-            if let Err(cause) = removed
-                && cause.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(%cause, path = %path.display(), "cannot remove an unfinished upload");
-            }
+        if let Some(path) = self.0.take()
+            && let Err(cause) = fs::remove_file(&path)
+            && cause.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%cause, path = %path.display(), "cannot remove an unfinished upload");
         }
     }
 }
@@ -73,10 +67,8 @@ where
 {
     let limit = state.limits.dataset_bytes;
     let failed = |cause: io::Error| Problem::io("write an upload", &cause);
-    let path = paths::upload(&state.data_dir, state.ids.next_uuid());
-    tokio::fs::create_dir_all(paths::tmp_dir(&state.data_dir))
-        .await
-        .map_err(failed)?;
+    let name = format!("upload-{}", state.ids.next_uuid());
+    let path = state.data_dir.tmp_dir().join(name);
     let file = Unpublished(Some(path));
     // Not in the background: a request that is dropped while it waits would remove the file first, and then
     // it would be created.
@@ -148,37 +140,23 @@ pub async fn publish(
     };
     let state = state.clone();
     detached(async move {
-        let dir = paths::dataset_dir(&state.data_dir, dataset.id);
-        let path = paths::dataset_file(&state.data_dir, dataset.id, format);
-        let published = blocking(move || {
-            move_into(file, dir, &path).map_err(|e| Problem::io("publish an upload", &e))
-        })
-        .await?;
-        state.store.create_dataset(dataset.clone()).await?;
-        published.keep();
-        Ok(dataset)
+        let (data_dir, id) = (state.data_dir.clone(), dataset.id);
+        let placed = blocking(move || {
+            data_dir.place_dataset(file.path(), id, format)?;
+            file.keep();
+            Ok(())
+        });
+        let stored = match placed.await {
+            Ok(()) => {
+                let stored = state.store.create_dataset(dataset.clone()).await;
+                stored.map_err(Problem::from)
+            }
+            Err(problem) => Err(problem),
+        };
+        if stored.is_err() {
+            discard(&state, move |data_dir| data_dir.remove_dataset(id)).await;
+        }
+        stored.map(|()| dataset)
     })
     .await
-}
-
-/// Renames `file` to `path` in the new folder `dir`, durably: without the folders' fsync a power cut
-/// could keep the row and lose the file.
-fn move_into(file: Unpublished, dir: PathBuf, path: &Path) -> io::Result<Unpublished> {
-    fs::create_dir_all(&dir)?;
-    let published = Unpublished(Some(dir));
-    fs::rename(file.path(), path)?;
-    file.keep();
-    File::open(published.path())?.sync_all()?;
-    if let Some(parent) = published.path().parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(published)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|panic| Err(Problem::internal(panic)))
 }

@@ -7,7 +7,7 @@ use crate::domain::ErrorCode;
 use crate::http::extract::JobPath;
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, NoQuery};
-use crate::http::{AppState, detached, paths, remove_dir};
+use crate::http::{AppState, detached, discard};
 use crate::store::StoreError;
 
 /// Delete a job
@@ -40,7 +40,7 @@ pub async fn delete_job(
             other => other.map_err(super::about(id))?,
         }
         // After the row: a job without files would be a lie, files without a job are only garbage.
-        remove_dir(paths::job_dir(&state.data_dir, id)).await;
+        discard(&state, move |data_dir| data_dir.remove_job(id)).await;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -58,7 +58,7 @@ mod tests {
         let job = app.queued_job().await;
         let id = job["id"].as_str().unwrap();
         let path = format!("/v1/jobs/{id}");
-        let dir = app.state.data_dir.join("jobs").join(id);
+        let dir = app.state.data_dir.job_dir(id.parse().unwrap());
         std::fs::create_dir_all(dir.join("checkpoints/checkpoint-1")).unwrap();
 
         let answer = app.delete(&path).await;

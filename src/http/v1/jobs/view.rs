@@ -1,14 +1,14 @@
 //! A job as a client sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::estimate;
 use crate::domain::{JobError, JobId, JobSpec, Phase, Progress, Status, Timestamp};
+use crate::http::AppState;
 use crate::http::problem::Problem;
-use crate::http::{AppState, paths};
 use crate::store::{Job, QueueLoad};
 
 /// A job as it stands.
@@ -76,31 +76,41 @@ pub struct JobView {
 
 /// Adds to a stored job what only queue and disk layout know.
 pub async fn view(state: &AppState, job: Job) -> Result<JobView, Problem> {
-    let load = load(state, std::slice::from_ref(&job)).await?;
-    view_with(state, job, &load).await
+    let queue = Queue::around(state, std::slice::from_ref(&job)).await?;
+    Ok(view_in(state, &queue, job))
 }
 
-/// As [`view`], of several jobs: the load is looked up once.
+/// As [`view`], of a page of jobs.
 pub async fn views(state: &AppState, jobs: Vec<Job>) -> Result<Vec<JobView>, Problem> {
-    let load = load(state, &jobs).await?;
-    let mut views = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        views.push(view_with(state, job, &load).await?);
-    }
-    Ok(views)
+    let queue = Queue::around(state, &jobs).await?;
+    Ok(jobs
+        .into_iter()
+        .map(|job| view_in(state, &queue, job))
+        .collect())
 }
 
-async fn load(state: &AppState, jobs: &[Job]) -> Result<QueueLoad, Problem> {
-    if jobs.iter().any(|job| job.status == Status::Queued) {
-        Ok(state.store.queue_load().await?)
-    } else {
-        Ok(QueueLoad::default())
+/// The queue as far as it concerns some jobs.
+struct Queue {
+    positions: HashMap<JobId, u64>,
+    load: QueueLoad,
+}
+
+impl Queue {
+    async fn around(state: &AppState, jobs: &[Job]) -> Result<Self, Problem> {
+        let positions = state.store.queue_positions(jobs).await?;
+        let load = if positions.is_empty() {
+            QueueLoad::default()
+        } else {
+            state.store.queue_load().await?
+        };
+        Ok(Self { positions, load })
     }
 }
 
-async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobView, Problem> {
-    let queue_position = state.store.queue_position(&job).await?;
-    let wait_s = queue_position.and_then(|at| estimate::wait_s(at, state.limits.slots, load));
+fn view_in(state: &AppState, queue: &Queue, job: Job) -> JobView {
+    let queue_position = queue.positions.get(&job.id).copied();
+    let wait_s =
+        queue_position.and_then(|at| estimate::wait_s(at, state.limits.slots, &queue.load));
     #[expect(
         clippy::cast_possible_truncation,
         reason = "a guess; the cast saturates"
@@ -108,8 +118,8 @@ async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobVi
     let estimated_start_at = wait_s.map(|s| state.clock.now().plus_ms((s * 1000.0) as i64));
     let model_dir = job
         .model_step
-        .map(|step| paths::checkpoint_dir(&state.data_dir, job.id, step));
-    Ok(JobView {
+        .map(|step| state.data_dir.checkpoint_dir(job.id, step));
+    JobView {
         id: job.id,
         name: job.spec.name.clone(),
         status: job.status,
@@ -131,5 +141,5 @@ async fn view_with(state: &AppState, job: Job, load: &QueueLoad) -> Result<JobVi
         created_at: job.created_at,
         started_at: job.started_at,
         finished_at: job.finished_at,
-    })
+    }
 }

@@ -14,11 +14,12 @@ use tokio_util::io::ReaderStream;
 
 use super::CheckpointPath;
 use super::range::{Wanted, wanted};
+use crate::artifacts::{self, DataDir};
 use crate::domain::{ErrorCode, FileRecord, JobId};
+use crate::http::AppState;
 use crate::http::extract::path_param;
 use crate::http::problem::Problem;
 use crate::http::query::{ApiQuery, NoQuery};
-use crate::http::{AppState, paths};
 
 /// Read from disk and sent at once.
 pub const CHUNK_BYTES: usize = 64 << 10;
@@ -106,13 +107,16 @@ pub async fn get_checkpoint_file(
 /// Opens a file of a checkpoint. One that is not as recorded is not handed out: the checkpoint may have just
 /// been removed by `save_total_limit`.
 pub async fn open(
-    data_dir: &Path,
+    data_dir: &DataDir,
     job: JobId,
     step: u64,
     record: &FileRecord,
 ) -> Result<File, Problem> {
-    let path = paths::checkpoint_file(data_dir, job, step, &record.path)
-        .ok_or_else(|| file_not_found(&record.path))?;
+    // The path comes from a trainer's record; one gone wrong must not make the server hand out other files.
+    if !artifacts::is_plain(Path::new(&record.path)) {
+        return Err(file_not_found(&record.path));
+    }
+    let path = data_dir.checkpoint_dir(job, step).join(&record.path);
     let failed = |cause: io::Error| match cause.kind() {
         io::ErrorKind::NotFound => file_not_found(&record.path),
         _ => Problem::io("read a checkpoint", &cause),
@@ -257,6 +261,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_record_cannot_make_the_server_hand_out_other_files() {
+        let app = TestApp::start().await;
+        app.queued_job().await;
+        let mut trainer = app.claim().await;
+        let secret = [("../../../../secret", "s")];
+        trainer
+            .report(vec![TestApp::checkpoint_with(3, &[], &secret)])
+            .await;
+        app.write_checkpoint(trainer.job_id, 3, &[("config.json", "{}")]);
+        std::fs::write(app.state.data_dir.root().join("secret"), "s").unwrap();
+        let files = format!("/v1/jobs/{}/checkpoints/3/files", trainer.job_id);
+        app.get(&format!("{files}/..%2f..%2f..%2f..%2fsecret"))
+            .await
+            .assert_problem(StatusCode::NOT_FOUND, "checkpoint_not_found");
+    }
+
+    #[tokio::test]
     async fn a_file_that_is_not_as_recorded_is_not_handed_out() {
         let app = TestApp::start().await;
         let files = published(&app).await;
@@ -265,7 +286,7 @@ mod tests {
         app.get(&format!("{files}/config.json"))
             .await
             .assert_problem(StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
-        std::fs::remove_dir_all(app.state.data_dir.join("jobs")).unwrap();
+        std::fs::remove_dir_all(app.state.data_dir.root().join("jobs")).unwrap();
         app.get(&format!("{files}/config.json"))
             .await
             .assert_problem(StatusCode::NOT_FOUND, "checkpoint_not_found");
