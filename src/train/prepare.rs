@@ -1,10 +1,17 @@
-//! From dataset files to token ids: read, split, map labels, tokenise.
+//! From dataset files to rows of token ids: tokenised once into a cache, read from it ever after; labels, split.
 
+use std::cell::OnceCell;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::artifacts::TokenCaches;
 use crate::data::{
-    DatasetReport, Encoded, Example, LabelMap, TextTokenizer, TokenizedDataset, load_examples,
-    stratified_split,
+    CacheKey, DatasetReport, IdBounds, LabelMap, RowFacts, SetFacts, TextTokenizer, TokenFile,
+    TokenizedDataset, stratified_split, token_cache,
 };
-use crate::domain::{JobError, LogLevel};
+use crate::domain::{DatasetLocation, ErrorCode, JobError, LogLevel};
+use crate::kernels::pool;
 
 use super::base_labels::{self, Head};
 use super::{Observer, TrainJob};
@@ -21,12 +28,10 @@ pub struct PreparedData {
     pub head: Head,
     /// The training rows.
     pub train: TokenizedDataset,
-    /// Line of the training file on which each row starts.
-    pub train_lines: Vec<u64>,
     /// The evaluation rows, if there are any.
     pub eval: Option<TokenizedDataset>,
-    /// The tokenizer, to be held against the model.
-    pub tokenizer: TextTokenizer,
+    /// How large token ids are at most, to be held against the model.
+    pub bounds: IdBounds,
 }
 
 /// Reads and tokenises what the job names.
@@ -34,48 +39,35 @@ pub struct PreparedData {
 /// # Errors
 /// Whatever is wrong with the rows, with the line it is on.
 pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, JobError> {
-    let columns = &job.spec.dataset.columns;
-    let rows = load_examples(&job.train.path, &job.train.layout, columns, "train")?;
-    let labels = LabelMap::from_training(rows.iter().map(|row| row.label.as_str()))?;
-    let (labels, head) = base_labels::adopt(labels, &job.model_dir);
-    let (train, eval) = match (&job.eval, job.spec.dataset.eval_split) {
-        (Some(file), _) => {
-            let eval = load_examples(&file.path, &file.layout, columns, "eval")?;
-            (rows, Some(eval))
-        }
-        (None, Some(share)) => {
-            let ids = labels.ids_of(&rows, "train")?;
-            let split = stratified_split(&ids, share, data_seed(job))
-                .map_err(|error| error.at("/dataset/eval_split"))?;
-            let (train, eval) = split.part(rows);
-            (train, Some(eval))
-        }
-        (None, None) => (rows, None),
+    let reader = Reader {
+        job,
+        observer,
+        tokenizer: OnceCell::new(),
     };
-    let tokenizer = TextTokenizer::load(
-        &job.model_dir.join("tokenizer.json"),
-        job.spec.max_seq_length,
-    )?;
-    let train_tokens = tokenizer.encode_examples(&train, "train")?;
-    let eval_tokens = match &eval {
-        Some(rows) => Some(tokenizer.encode_examples(rows, "eval")?),
+    let train = reader.rows_of(&job.train, "train")?;
+    let labels = LabelMap::from_training(train.tokens.labels().names())?;
+    let (labels, head) = base_labels::adopt(labels, &job.model_dir);
+    let eval = match &job.eval {
+        Some(file) => Some(reader.rows_of(file, "eval")?),
         None => None,
     };
-    let report = DatasetReport::new(
-        (&train, &train_tokens),
-        eval.as_deref().zip(eval_tokens.as_deref()),
-    );
-    tell(&report, observer);
-    Ok(PreparedData {
-        train: numbered(&labels, &train, &train_tokens, "train")?,
-        eval: match (&eval, &eval_tokens) {
-            (Some(rows), Some(tokens)) => Some(numbered(&labels, rows, tokens, "eval")?),
-            _ => None,
+    let sets = match (&eval, job.spec.dataset.eval_split) {
+        (None, Some(share)) => Sets::split(&train, &labels, share, data_seed(job))?,
+        (eval, _) => Sets {
+            train: train.all(&labels, "train")?,
+            eval: match eval {
+                Some(eval) => Some(eval.all(&labels, "eval")?),
+                None => None,
+            },
         },
-        train_lines: train.iter().map(|row| row.line).collect(),
+    };
+    tell(&sets.report(&train, eval.as_ref()), observer);
+    Ok(PreparedData {
         labels,
         head,
-        tokenizer,
+        bounds: train.tokens.bounds(),
+        train: sets.train,
+        eval: sets.eval,
     })
 }
 
@@ -85,15 +77,142 @@ pub fn data_seed(job: &TrainJob) -> u64 {
     u64::from(args.data_seed.unwrap_or(args.seed))
 }
 
-/// Rows with their labels' ids.
-fn numbered(
-    labels: &LabelMap,
-    examples: &[Example],
-    tokens: &[Encoded],
-    which: &str,
-) -> Result<TokenizedDataset, JobError> {
-    let ids = labels.ids_of(examples, which)?;
-    Ok(TokenizedDataset::new(tokens.iter().zip(ids)))
+/// A file's tokens, and what is known of each row until training begins.
+struct FileRows {
+    tokens: Arc<TokenFile>,
+    facts: Vec<RowFacts>,
+}
+
+impl FileRows {
+    /// All rows, with the training's label ids.
+    fn all(&self, labels: &LabelMap, which: &str) -> Result<TokenizedDataset, JobError> {
+        let label_ids = labels.ids_of(self.tokens.labels(), which)?;
+        Ok(TokenizedDataset::new(Arc::clone(&self.tokens), label_ids))
+    }
+
+    /// The facts of a set that is made of this file's rows.
+    fn facts_of<'a>(&'a self, set: &'a TokenizedDataset) -> SetFacts<'a> {
+        SetFacts {
+            facts: &self.facts,
+            rows: set.rows(),
+            labels: self.tokens.labels(),
+        }
+    }
+}
+
+/// What to train and evaluate on.
+struct Sets {
+    train: TokenizedDataset,
+    eval: Option<TokenizedDataset>,
+}
+
+impl Sets {
+    /// Holds out a share of one file's rows.
+    fn split(file: &FileRows, labels: &LabelMap, share: f64, seed: u64) -> Result<Self, JobError> {
+        let all = file.all(labels, "train")?;
+        let label_ids: Vec<u32> = file
+            .facts
+            .iter()
+            .map(|row| all.label_id(row.label))
+            .collect();
+        let split = stratified_split(&label_ids, share, seed)
+            .map_err(|error| error.at("/dataset/eval_split"))?;
+        Ok(Self {
+            train: all.part(split.train),
+            eval: Some(all.part(split.eval)),
+        })
+    }
+
+    fn report(&self, train: &FileRows, eval: Option<&FileRows>) -> DatasetReport {
+        let held_out_of = eval.unwrap_or(train);
+        let eval = self.eval.as_ref().map(|set| held_out_of.facts_of(set));
+        DatasetReport::new(&train.facts_of(&self.train), eval.as_ref())
+    }
+}
+
+/// Gets tokens from the cache, or tokenises.
+struct Reader<'a> {
+    job: &'a TrainJob,
+    observer: &'a dyn Observer,
+    /// Read when first needed: with a warm cache never, and the check of the file took place when it was made.
+    tokenizer: OnceCell<TextTokenizer>,
+}
+
+impl Reader<'_> {
+    fn rows_of(&self, dataset: &DatasetLocation, which: &str) -> Result<FileRows, JobError> {
+        let spec = &self.job.spec;
+        let key = CacheKey::new(
+            dataset,
+            &spec.dataset.columns,
+            &self.tokenizer_file(),
+            spec.max_seq_length,
+        )?;
+        let caches = TokenCaches::beside(&dataset.path);
+        if let Some(file) = caches.open(&key.to_string())? {
+            match TokenFile::open(file, &key) {
+                Ok(found) => {
+                    self.say(format!("the {which} dataset is tokenised already"));
+                    return Ok(found.into());
+                }
+                Err(damage) => self.observer.log(
+                    LogLevel::Warning,
+                    format!("the {which} dataset's token cache is not used: {damage}"),
+                ),
+            }
+        }
+        let file = self.build(&caches, &key, dataset, which)?;
+        let opened = TokenFile::open(file, &key).map_err(|damage| {
+            let message =
+                format!("the {which} dataset's token cache was damaged at once: {damage}");
+            JobError::new(ErrorCode::InternalError, message)
+        });
+        opened.map(FileRows::from)
+    }
+
+    fn build(
+        &self,
+        caches: &TokenCaches,
+        key: &CacheKey,
+        dataset: &DatasetLocation,
+        which: &str,
+    ) -> Result<File, JobError> {
+        let columns = &self.job.spec.dataset.columns;
+        let (tokenizer, threads) = (self.tokenizer()?, pool::threads());
+        self.say(format!(
+            "tokenising the {which} dataset with {threads} threads"
+        ));
+        caches.publish(&key.to_string(), |new| {
+            token_cache::build(dataset, columns, which, tokenizer, key, threads, |bytes| {
+                Ok(new.append(bytes)?)
+            })
+        })
+    }
+
+    fn tokenizer(&self) -> Result<&TextTokenizer, JobError> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let length = self.job.spec.max_seq_length;
+        let loaded = TextTokenizer::load(&self.tokenizer_file(), length)?;
+        Ok(self.tokenizer.get_or_init(|| loaded))
+    }
+
+    fn tokenizer_file(&self) -> PathBuf {
+        self.job.model_dir.join("tokenizer.json")
+    }
+
+    fn say(&self, message: String) {
+        self.observer.log(LogLevel::Info, message);
+    }
+}
+
+impl From<(TokenFile, Vec<RowFacts>)> for FileRows {
+    fn from((tokens, facts): (TokenFile, Vec<RowFacts>)) -> Self {
+        Self {
+            tokens: Arc::new(tokens),
+            facts,
+        }
+    }
 }
 
 /// What a look at the rows says, before time is spent on them.

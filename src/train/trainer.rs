@@ -9,6 +9,7 @@ use crate::domain::{
 use crate::faults::Faults;
 
 use super::background::BackgroundWriter;
+use super::batches::Batches;
 use super::checkpoint::{Published, Publisher};
 use super::data_order::StepPlan;
 use super::evaluate::{self, Evaluation, round};
@@ -16,7 +17,7 @@ use super::meter::Meter;
 use super::prepare::PreparedData;
 use super::setup::Setup;
 use super::state::{LogEntry, TrainerState};
-use super::step::{Learner, StepContext, StepPlace, StepResult, split};
+use super::step::{Learner, StepContext, StepPlace, StepResult};
 use super::watchdog::Pulse;
 use super::{Observer, TrainJob, resume};
 
@@ -41,6 +42,7 @@ pub struct Trainer<'a> {
     pulse: &'a Pulse,
     data: PreparedData,
     setup: Setup,
+    batches: Batches,
     learner: Learner,
     state: TrainerState,
     /// The step this attempt began after.
@@ -69,6 +71,7 @@ impl<'a> Trainer<'a> {
             observer,
             pulse,
             writer: BackgroundWriter::start(publisher)?,
+            batches: Batches::new(data.train.clone(), setup.order.clone(), setup.total_steps),
             data,
             setup,
             learner,
@@ -149,18 +152,17 @@ impl<'a> Trainer<'a> {
             Faults::strike(action);
         }
         let place = self.place();
-        let plan = self.setup.order.step(place.dropout_step);
         loop {
             let size = self.micro_batch_size();
+            let step = self.batches.step(place.dropout_step, size)?;
             let context = StepContext {
                 data: &self.data,
                 args: &self.job.spec.training_args,
                 pulse: self.pulse,
                 faults: &self.job.faults,
             };
-            let micro_batches = split(&plan.micro_batches, size);
-            match self.learner.step(&context, place, &micro_batches) {
-                Ok(result) => return Ok((plan, result)),
+            match self.learner.step(&context, place, &step.batches) {
+                Ok(result) => return Ok((step.plan, result)),
                 Err(error) if error.code == ErrorCode::OutOfMemory && size > 1 => {
                     self.halve_micro_batches();
                 }
