@@ -153,13 +153,13 @@ def train(server, model, dataset, arguments):
     events = server.events(job)
     for event in events:
         name = event["data"].get("phase", event["type"])
-        at.setdefault(name, datetime.fromisoformat(event["at"]).timestamp())
+        at.setdefault(name, datetime.fromisoformat(event["created_at"]).timestamp())
     if arguments.verbose:
         for event in events:
-            moment = datetime.fromisoformat(event["at"]).timestamp() - (began or 0)
+            moment = datetime.fromisoformat(event["created_at"]).timestamp() - (began or 0)
             print(f"    {moment:8.3f} {event['type']} {json.dumps(event['data'])[:150]}", file=sys.stderr)
-    loading = next(datetime.fromisoformat(e["at"]).timestamp() for e in events
-                   if e["data"].get("phase") == "resolving_model" and datetime.fromisoformat(e["at"]).timestamp() >= at["tokenizing"])
+    loading = next(datetime.fromisoformat(e["created_at"]).timestamp() for e in events
+                   if e["data"].get("phase") == "resolving_model" and datetime.fromisoformat(e["created_at"]).timestamp() >= at["tokenizing"])
     return {
         "prepare_s": loading - at["tokenizing"],
         "first_step_s": at["metrics"] - began if began else None,

@@ -2,6 +2,7 @@
 //! log, evaluate, save.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::domain::{
     Command, ErrorCode, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
@@ -154,6 +155,7 @@ impl<'a> Trainer<'a> {
         let place = self.place();
         loop {
             let size = self.micro_batch_size();
+            let started = Instant::now();
             let step = self.batches.step(place.dropout_step, size)?;
             let context = StepContext {
                 data: &self.data,
@@ -162,7 +164,11 @@ impl<'a> Trainer<'a> {
                 faults: &self.job.faults,
             };
             match self.learner.step(&context, place, &step.batches) {
-                Ok(result) => return Ok((step.plan, result)),
+                Ok(mut result) => {
+                    // Waiting for rows counts.
+                    result.took = started.elapsed();
+                    return Ok((step.plan, result));
+                }
                 Err(error) if error.code == ErrorCode::OutOfMemory && size > 1 => {
                     self.halve_micro_batches();
                 }

@@ -75,8 +75,11 @@ impl TokenFile {
         file.read_exact_at(&mut header, 0)?;
         let form = Form::parse(&header, key)?;
         let (footer, end) = read_footer(&file)?;
-        let mut index = Index::starting_at(HEADER_BYTES as u64);
-        let mut facts = Vec::new();
+        // As many as it says, if it is long enough for them.
+        let fit = usize::try_from(end).unwrap_or(usize::MAX) / form.record_bytes(0);
+        let rows = fit.min(footer.rows as usize);
+        let mut index = Index::starting_at(HEADER_BYTES as u64, rows);
+        let mut facts = Vec::with_capacity(rows);
         let mut scan = Scan::new(&file, form);
         for row in 0..footer.rows {
             let head = scan.next(row)?;
@@ -91,7 +94,6 @@ impl TokenFile {
         if index.end() != end {
             return Err("it has more rows than it says".into());
         }
-        index.shrink();
         let this = Self {
             form,
             index,

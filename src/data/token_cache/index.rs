@@ -16,11 +16,11 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// No records yet; the first will start at `start`.
-    pub(super) fn starting_at(start: u64) -> Self {
+    /// No records yet; the first will start at `start`, and there will be `rows`.
+    pub(super) fn starting_at(start: u64, rows: usize) -> Self {
         Self {
-            bases: Vec::new(),
-            offsets: Vec::new(),
+            bases: Vec::with_capacity(rows.div_ceil(GROUP)),
+            offsets: Vec::with_capacity(rows),
             end: start,
         }
     }
@@ -61,12 +61,6 @@ impl Index {
     fn start(&self, row: usize) -> Option<u64> {
         Some(self.bases.get(row / GROUP)? + u64::from(*self.offsets.get(row)?))
     }
-
-    /// Gives memory back that growing took in advance.
-    pub(super) fn shrink(&mut self) {
-        self.offsets.shrink_to_fit();
-        self.bases.shrink_to_fit();
-    }
 }
 
 #[cfg(test)]
@@ -76,7 +70,7 @@ mod tests {
     #[test]
     fn records_lie_end_to_end_across_groups() {
         let sizes: Vec<u64> = (0..3 * GROUP as u64 + 5).map(|i| i % 7 * 10_000).collect();
-        let mut index = Index::starting_at(64);
+        let mut index = Index::starting_at(64, sizes.len());
         let mut starts = vec![64];
         for &size in &sizes {
             assert!(index.push(size));
@@ -92,7 +86,7 @@ mod tests {
 
     #[test]
     fn groups_do_not_overflow_whatever_a_record_may_be() {
-        let mut index = Index::starting_at(0);
+        let mut index = Index::starting_at(0, 0);
         for _ in 0..3 * GROUP {
             assert!(index.push(64 + 8192 * 8));
         }

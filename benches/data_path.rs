@@ -1,0 +1,188 @@
+//! The data path alone: tokenising into a cache, checking it, and packing batches out of it.
+//!
+//! ```sh
+//! cargo bench --bench data_path                                   # 1k, 10k, 100k and 1M rows, words of a small vocabulary
+//! cargo bench --bench data_path -- --tokenizer MINILM/tokenizer.json --rows 1000000
+//! ```
+//!
+//! `batches` are of 32 rows in the order of a shuffled epoch, `in order` of 32 as an evaluation reads them; both on one
+//! thread. Memory is what the process holds after opening, less what it held before, per row.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use chandler::data::{
+    CacheKey, EpochSampler, Mt19937, ReaderLimits, TextTokenizer, TokenFile, TokenizedDataset,
+    inspect, token_cache,
+};
+use chandler::domain::{Columns, DatasetFormat, DatasetLocation};
+use serde_json::{Value, json};
+
+const BATCH: u32 = 32;
+const MAX_SEQ_LENGTH: u32 = 128;
+const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1).cloned()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = value("--tokenizer").map_or_else(|| write_tokenizer(dir.path()), PathBuf::from);
+    let rows = value("--rows").unwrap_or_else(|| "1000,10000,100000,1000000".to_owned());
+    let threads = value("--threads").map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        |threads| threads.parse().unwrap(),
+    );
+    println!("threads {threads}; µs a row, and tokens/s of packing");
+    println!(
+        "     rows  tokens  build  check  batches    tokens/s  in order    tokens/s  cache B/row  memory B/row"
+    );
+    for rows in rows.split(',') {
+        measure(dir.path(), rows.parse().unwrap(), &tokenizer, threads);
+    }
+}
+
+fn measure(dir: &Path, rows: u32, tokenizer_file: &Path, threads: usize) {
+    let dataset = write_rows(dir, rows, &words_of(tokenizer_file));
+    let columns = Columns::default();
+    let key = CacheKey::new(&dataset, &columns, tokenizer_file, MAX_SEQ_LENGTH).unwrap();
+    let tokenizer = TextTokenizer::load(tokenizer_file, MAX_SEQ_LENGTH).unwrap();
+    let path = dir.join("cache");
+    let mut file = create(&path);
+
+    let clock = Instant::now();
+    token_cache::build(
+        &dataset,
+        &columns,
+        "train",
+        &tokenizer,
+        &key,
+        threads,
+        |bytes| {
+            file.write_all(bytes).unwrap();
+            Ok(())
+        },
+    )
+    .unwrap();
+    let per_row = |clock: Instant| 1e6 * clock.elapsed().as_secs_f64() / f64::from(rows);
+    let build = per_row(clock);
+    let cache_bytes = file.stream_position().unwrap();
+
+    let before = resident_bytes();
+    let clock = Instant::now();
+    let (tokens, facts) = TokenFile::open(File::open(&path).unwrap(), &key).unwrap();
+    let check = per_row(clock);
+    let token_count: f64 = facts.iter().map(|row| f64::from(row.tokens)).sum();
+    drop(facts);
+    let memory = resident_bytes().saturating_sub(before) as f64 / f64::from(rows);
+    let data = TokenizedDataset::new(Arc::new(tokens), [0, 1]);
+
+    let sampler = EpochSampler::new(42, rows as usize, BATCH, 1, false).unwrap();
+    let epoch = sampler.epoch(0);
+    let clock = Instant::now();
+    let mut packed = 0;
+    for step in 0..sampler.batches_per_epoch() {
+        for batch in epoch.micro_batches(step) {
+            packed += data.batch(batch).unwrap().tokens();
+        }
+    }
+    let batches = per_row(clock);
+    let clock = Instant::now();
+    for batch in data.in_order(BATCH) {
+        packed += batch.unwrap().tokens();
+    }
+    let in_order = per_row(clock);
+    assert_eq!(packed as f64, 2.0 * token_count);
+    let tokens = token_count / f64::from(rows);
+    println!(
+        "{rows:9} {tokens:7.1} {build:6.2} {check:6.3} {batches:8.3} {:11.2e} {in_order:9.3} {:11.2e} {:12.1} {memory:13.1}",
+        1e6 * tokens / batches,
+        1e6 * tokens / in_order,
+        cache_bytes as f64 / f64::from(rows),
+    );
+}
+
+fn create(path: &Path) -> File {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .unwrap()
+}
+
+/// Rows of 3 to 20 words.
+fn write_rows(dir: &Path, rows: u32, words: &[String]) -> DatasetLocation {
+    let path = dir.join("rows.csv");
+    let mut random = Mt19937::new(u64::from(rows));
+    let mut out = std::io::BufWriter::new(create(&path));
+    writeln!(out, "text,label").unwrap();
+    for row in 0..rows {
+        for i in 0..3 + random.next_u32() % 18 {
+            let word = &words[random.next_u32() as usize % words.len()];
+            write!(out, "{}{word}", if i == 0 { "" } else { " " }).unwrap();
+        }
+        writeln!(out, ",{}", row % 2).unwrap();
+    }
+    out.flush().unwrap();
+    let found = inspect(
+        &path,
+        DatasetFormat::Csv,
+        true,
+        None,
+        ReaderLimits::default(),
+    )
+    .unwrap();
+    DatasetLocation {
+        path,
+        layout: found.layout,
+        sha256: String::new(),
+    }
+}
+
+/// Words that the tokenizer keeps whole.
+fn words_of(tokenizer: &Path) -> Vec<String> {
+    let file: Value = serde_json::from_slice(&std::fs::read(tokenizer).unwrap()).unwrap();
+    let vocabulary = file["model"]["vocab"].as_object().unwrap();
+    let plain =
+        |word: &&String| word.len() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    vocabulary.keys().filter(plain).cloned().collect()
+}
+
+fn write_tokenizer(dir: &Path) -> PathBuf {
+    let letters = "abcdefghijklmnopqrst";
+    let syllables = letters
+        .chars()
+        .flat_map(|a| "aeiou".chars().map(move |b| format!("{a}{b}")));
+    let words = syllables.flat_map(|start| letters.chars().map(move |end| format!("{start}{end}")));
+    let vocabulary: serde_json::Map<String, Value> = SPECIAL
+        .map(str::to_owned)
+        .into_iter()
+        .chain(words)
+        .zip(0..)
+        .map(|(word, id)| (word, json!(id)))
+        .collect();
+    let file = json!({
+        "version": "1.0",
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": vocabulary},
+    });
+    let path = dir.join("tokenizer.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    path
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
