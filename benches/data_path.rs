@@ -5,8 +5,10 @@
 //! cargo bench --bench data_path -- --tokenizer MINILM/tokenizer.json --rows 1000000
 //! ```
 //!
-//! `batches` are of 32 rows in the order of a shuffled epoch, `in order` of 32 as an evaluation reads them; both on one
-//! thread. Memory is what the process holds after opening, less what it held before, per row.
+//! `build` is wall time and the processor time of all its threads. The rest runs on one thread and is its processor
+//! time, so that it does not matter what else the machine does: `check` opens the cache, `batches` are of 32 rows in
+//! the order of a shuffled epoch, `in order` of 32 as an evaluation reads them. Memory is what the process holds
+//! after opening, less what it held before, per row.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, Write as _};
@@ -40,7 +42,18 @@ fn main() {
     );
     println!("threads {threads}; µs a row, and tokens/s of packing");
     println!(
-        "     rows  tokens  build  check  batches    tokens/s  in order    tokens/s  cache B/row  memory B/row"
+        "{:>8} {:>7} {:>7} {:>7} {:>7} {:>8} {:>9} {:>9} {:>9} {:>8} {:>9}",
+        "rows",
+        "tokens",
+        "build",
+        "(cpu)",
+        "check",
+        "batches",
+        "tokens/s",
+        "in order",
+        "tokens/s",
+        "cache B",
+        "memory B"
     );
     for rows in rows.split(',') {
         measure(dir.path(), rows.parse().unwrap(), &tokenizer, threads);
@@ -55,7 +68,8 @@ fn measure(dir: &Path, rows: u32, tokenizer_file: &Path, threads: usize) {
     let path = dir.join("cache");
     let mut file = create(&path);
 
-    let clock = Instant::now();
+    let per_row = |seconds: f64| 1e6 * seconds / f64::from(rows);
+    let (clock, cpu) = (Instant::now(), process_cpu_s());
     token_cache::build(
         &dataset,
         &columns,
@@ -69,14 +83,14 @@ fn measure(dir: &Path, rows: u32, tokenizer_file: &Path, threads: usize) {
         },
     )
     .unwrap();
-    let per_row = |clock: Instant| 1e6 * clock.elapsed().as_secs_f64() / f64::from(rows);
-    let build = per_row(clock);
+    let build = per_row(clock.elapsed().as_secs_f64());
+    let build_cpu = per_row(process_cpu_s() - cpu);
     let cache_bytes = file.stream_position().unwrap();
 
     let before = resident_bytes();
-    let clock = Instant::now();
+    let cpu = thread_cpu_s();
     let (tokens, facts) = TokenFile::open(File::open(&path).unwrap(), &key).unwrap();
-    let check = per_row(clock);
+    let check = per_row(thread_cpu_s() - cpu);
     let token_count: f64 = facts.iter().map(|row| f64::from(row.tokens)).sum();
     drop(facts);
     let memory = resident_bytes().saturating_sub(before) as f64 / f64::from(rows);
@@ -84,23 +98,24 @@ fn measure(dir: &Path, rows: u32, tokenizer_file: &Path, threads: usize) {
 
     let sampler = EpochSampler::new(42, rows as usize, BATCH, 1, false).unwrap();
     let epoch = sampler.epoch(0);
-    let clock = Instant::now();
+    let cpu = thread_cpu_s();
     let mut packed = 0;
     for step in 0..sampler.batches_per_epoch() {
         for batch in epoch.micro_batches(step) {
             packed += data.batch(batch).unwrap().tokens();
         }
     }
-    let batches = per_row(clock);
-    let clock = Instant::now();
+    let batches = per_row(thread_cpu_s() - cpu);
+    let cpu = thread_cpu_s();
     for batch in data.in_order(BATCH) {
         packed += batch.unwrap().tokens();
     }
-    let in_order = per_row(clock);
+    let in_order = per_row(thread_cpu_s() - cpu);
     assert_eq!(packed as f64, 2.0 * token_count);
     let tokens = token_count / f64::from(rows);
     println!(
-        "{rows:9} {tokens:7.1} {build:6.2} {check:6.3} {batches:8.3} {:11.2e} {in_order:9.3} {:11.2e} {:12.1} {memory:13.1}",
+        "{rows:8} {tokens:7.1} {build:7.2} {build_cpu:7.2} {check:7.3} {batches:8.3} {:9.2e} {in_order:9.3} {:9.2e} \
+         {:8.1} {memory:9.1}",
         1e6 * tokens / batches,
         1e6 * tokens / in_order,
         cache_bytes as f64 / f64::from(rows),
@@ -185,4 +200,23 @@ fn resident_bytes() -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// Processor time of this thread.
+fn thread_cpu_s() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanoseconds = text.split_whitespace().next().unwrap();
+    1e-9 * nanoseconds.parse::<f64>().unwrap()
+}
+
+/// Processor time of all threads, those that have ended too, in hundredths.
+fn process_cpu_s() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = text
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    0.01 * (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap())
 }

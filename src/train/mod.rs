@@ -19,6 +19,7 @@ mod data_order;
 mod evaluate;
 mod exact;
 mod export;
+mod file_rows;
 mod gate;
 mod meter;
 mod model_card;

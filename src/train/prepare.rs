@@ -1,19 +1,10 @@
-//! From dataset files to rows of token ids: tokenised once into a cache, read from it ever after; labels, split.
+//! From dataset files to the rows to train and evaluate on: labels, split, and a report on what was found.
 
-use std::cell::OnceCell;
-use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use crate::artifacts::TokenCaches;
-use crate::data::{
-    CacheKey, DatasetReport, IdBounds, LabelMap, RowFacts, SetFacts, TextTokenizer, TokenFile,
-    TokenizedDataset, stratified_split, token_cache,
-};
-use crate::domain::{DatasetLocation, ErrorCode, JobError, LogLevel};
-use crate::kernels::pool;
+use crate::data::{DatasetReport, IdBounds, LabelMap, TokenizedDataset, stratified_split};
+use crate::domain::{JobError, LogLevel};
 
 use super::base_labels::{self, Head};
+use super::file_rows::{FileRows, Reader};
 use super::{Observer, TrainJob};
 
 /// More of the rows cut than this is worth a warning.
@@ -39,11 +30,7 @@ pub struct PreparedData {
 /// # Errors
 /// Whatever is wrong with the rows, with the line it is on.
 pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, JobError> {
-    let reader = Reader {
-        job,
-        observer,
-        tokenizer: OnceCell::new(),
-    };
+    let reader = Reader::new(job, observer);
     let train = reader.rows_of(&job.train, "train")?;
     let labels = LabelMap::from_training(train.tokens.labels().names())?;
     let (labels, head) = base_labels::adopt(labels, &job.model_dir);
@@ -77,29 +64,6 @@ pub fn data_seed(job: &TrainJob) -> u64 {
     u64::from(args.data_seed.unwrap_or(args.seed))
 }
 
-/// A file's tokens, and what is known of each row until training begins.
-struct FileRows {
-    tokens: Arc<TokenFile>,
-    facts: Vec<RowFacts>,
-}
-
-impl FileRows {
-    /// All rows, with the training's label ids.
-    fn all(&self, labels: &LabelMap, which: &str) -> Result<TokenizedDataset, JobError> {
-        let label_ids = labels.ids_of(self.tokens.labels(), which)?;
-        Ok(TokenizedDataset::new(Arc::clone(&self.tokens), label_ids))
-    }
-
-    /// The facts of a set that is made of this file's rows.
-    fn facts_of<'a>(&'a self, set: &'a TokenizedDataset) -> SetFacts<'a> {
-        SetFacts {
-            facts: &self.facts,
-            rows: set.rows(),
-            labels: self.tokens.labels(),
-        }
-    }
-}
-
 /// What to train and evaluate on.
 struct Sets {
     train: TokenizedDataset,
@@ -127,91 +91,6 @@ impl Sets {
         let held_out_of = eval.unwrap_or(train);
         let eval = self.eval.as_ref().map(|set| held_out_of.facts_of(set));
         DatasetReport::new(&train.facts_of(&self.train), eval.as_ref())
-    }
-}
-
-/// Gets tokens from the cache, or tokenises.
-struct Reader<'a> {
-    job: &'a TrainJob,
-    observer: &'a dyn Observer,
-    /// Read when first needed: with a warm cache never, and the check of the file took place when it was made.
-    tokenizer: OnceCell<TextTokenizer>,
-}
-
-impl Reader<'_> {
-    fn rows_of(&self, dataset: &DatasetLocation, which: &str) -> Result<FileRows, JobError> {
-        let spec = &self.job.spec;
-        let key = CacheKey::new(
-            dataset,
-            &spec.dataset.columns,
-            &self.tokenizer_file(),
-            spec.max_seq_length,
-        )?;
-        let caches = TokenCaches::beside(&dataset.path);
-        if let Some(file) = caches.open(&key.to_string())? {
-            match TokenFile::open(file, &key) {
-                Ok(found) => {
-                    self.say(format!("the {which} dataset is tokenised already"));
-                    return Ok(found.into());
-                }
-                Err(damage) => self.observer.log(
-                    LogLevel::Warning,
-                    format!("the {which} dataset's token cache is not used: {damage}"),
-                ),
-            }
-        }
-        let file = self.build(&caches, &key, dataset, which)?;
-        let opened = TokenFile::open(file, &key).map_err(|damage| {
-            let message =
-                format!("the {which} dataset's token cache was damaged at once: {damage}");
-            JobError::new(ErrorCode::InternalError, message)
-        });
-        opened.map(FileRows::from)
-    }
-
-    fn build(
-        &self,
-        caches: &TokenCaches,
-        key: &CacheKey,
-        dataset: &DatasetLocation,
-        which: &str,
-    ) -> Result<File, JobError> {
-        let columns = &self.job.spec.dataset.columns;
-        let (tokenizer, threads) = (self.tokenizer()?, pool::threads());
-        self.say(format!(
-            "tokenising the {which} dataset with {threads} threads"
-        ));
-        caches.publish(&key.to_string(), |new| {
-            token_cache::build(dataset, columns, which, tokenizer, key, threads, |bytes| {
-                Ok(new.append(bytes)?)
-            })
-        })
-    }
-
-    fn tokenizer(&self) -> Result<&TextTokenizer, JobError> {
-        if let Some(tokenizer) = self.tokenizer.get() {
-            return Ok(tokenizer);
-        }
-        let length = self.job.spec.max_seq_length;
-        let loaded = TextTokenizer::load(&self.tokenizer_file(), length)?;
-        Ok(self.tokenizer.get_or_init(|| loaded))
-    }
-
-    fn tokenizer_file(&self) -> PathBuf {
-        self.job.model_dir.join("tokenizer.json")
-    }
-
-    fn say(&self, message: String) {
-        self.observer.log(LogLevel::Info, message);
-    }
-}
-
-impl From<(TokenFile, Vec<RowFacts>)> for FileRows {
-    fn from((tokens, facts): (TokenFile, Vec<RowFacts>)) -> Self {
-        Self {
-            tokens: Arc::new(tokens),
-            facts,
-        }
     }
 }
 
