@@ -23,7 +23,7 @@
 //! | [`models`] | encoders by `model_type` |
 //! | [`metrics`] | accuracy, F1, … |
 //! | [`heads`] | one task each: head, loss |
-//! | [`data`] | readers, labels, split, tokenisation, batches, data order |
+//! | [`data`] | readers, labels, tokenisation into a cache on disk, split, batches read ahead, data order |
 //! | [`optim`] | AdamW, parameter groups, clipping, schedules |
 //! | [`train`] | the trainer: loop, step, evaluation, checkpoint, export |
 //! | [`worker`] | dispatcher, executor, rescuer; `entry` is `chandler train` |
@@ -52,7 +52,8 @@
 //! - Every trainable parameter has a finite gradient at step 1, or the job fails with `gradient_missing`.
 //! - A NaN is seen before the update and never hidden.
 //! - A folder without its manifest is garbage; a checkpoint is used only after its hashes match. No pickle
-//!   is read or written. Weights are read, not memory-mapped.
+//!   is read or written. Weights and token caches are read, not memory-mapped, and a cache only after its
+//!   checksums match.
 //! - `unsafe` only in [`kernels`], each block with its SAFETY comment.
 //! - The same spec, data, seed, device and build give the same weights, bit for bit, resumed or not.
 

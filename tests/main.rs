@@ -10,4 +10,6 @@ mod lanes;
 mod parity;
 mod support;
 mod tidy;
+#[cfg(debug_assertions)]
+mod token_cache;
 mod training;

@@ -4,7 +4,7 @@
 //! ```text
 //! <data_dir>/
 //!   chandler.db  lock
-//!   datasets/<dataset_id>/data.<ext>
+//!   datasets/<dataset_id>/data.<ext>  and tokens/<key>.tokens: see `token_caches`
 //!   jobs/<job_id>/attempts/<n>/{events.jsonl,trainer.log}   and `checkpoints`, a link: see `fence`
 //!   jobs/<job_id>/checkpoints/checkpoint-<step>/{manifest.json,…}
 //!   models/…                      base models fetched by `hub`
@@ -24,6 +24,7 @@ mod layout;
 mod manifest;
 mod publish;
 mod retention;
+mod token_caches;
 
 pub use disk::{Disk, DiskFile};
 pub use durable::{
@@ -37,6 +38,7 @@ pub use manifest::{
 };
 pub use publish::{CheckpointWriter, sweep_leftovers};
 pub use retention::{plan, remove};
+pub use token_caches::{NewTokenCache, TokenCaches};
 
 /// Name of the folder of the checkpoint taken at `step`, as the HF Trainer names it.
 pub fn checkpoint_name(step: u64) -> String {

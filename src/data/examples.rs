@@ -22,17 +22,24 @@ pub struct Example {
     pub label: String,
 }
 
-/// Reads a whole dataset into memory. `which` is `train` or `eval`, for messages.
+impl Example {
+    /// Bytes of its texts.
+    pub fn text_bytes(&self) -> usize {
+        self.text.len() + self.text_pair.as_ref().map_or(0, String::len)
+    }
+}
+
+/// Reads a dataset row by row; ends after the first error. `which` is `train` or `eval`, for messages.
 ///
 /// # Errors
-/// `column_not_found` with the pointer of the column's name; `value_invalid` with the line of a missing or
-/// empty text or label or one of the wrong type; what [`rows`] fails with.
-pub fn load_examples(
+/// `column_not_found` with the pointer of the column's name; what [`rows`] fails with. Rows fail with
+/// `value_invalid` and the line of a missing or empty text or label or one of the wrong type.
+pub fn examples(
     path: &Path,
     layout: &DatasetLayout,
     columns: &Columns,
     which: &str,
-) -> Result<Vec<Example>, JobError> {
+) -> Result<impl Iterator<Item = Result<Example, JobError>>, JobError> {
     let find = |name: &str, role: &str| {
         Column::find(layout, name).ok_or_else(|| not_found(layout, name, role, which))
     };
@@ -42,20 +49,18 @@ pub fn load_examples(
         None => None,
     };
     let label = find(&columns.label, "label")?;
-    rows(path, layout)?
-        .map(|row| {
-            let row = row?;
-            Ok(Example {
-                line: row.line(),
-                text: required(&row, &text, read_text(&row, &text, which)?, which)?,
-                text_pair: match &text_pair {
-                    Some(column) => Some(read_text(&row, column, which)?),
-                    None => None,
-                },
-                label: read_label(&row, &label, which)?,
-            })
+    Ok(rows(path, layout)?.map(move |row| {
+        let row = row?;
+        Ok(Example {
+            line: row.line(),
+            text: required(&row, &text, read_text(&row, &text, which)?, which)?,
+            text_pair: match &text_pair {
+                Some(column) => Some(read_text(&row, column, which)?),
+                None => None,
+            },
+            label: read_label(&row, &label, which)?,
         })
-        .collect()
+    }))
 }
 
 fn not_found(layout: &DatasetLayout, name: &str, role: &str, which: &str) -> JobError {
@@ -140,7 +145,7 @@ mod tests {
         let layout = inspect(file.path(), format, true, None, ReaderLimits::default())
             .unwrap()
             .layout;
-        load_examples(file.path(), &layout, columns, "train")
+        examples(file.path(), &layout, columns, "train")?.collect()
     }
 
     fn pair_columns() -> Columns {

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::domain::{ErrorCode, JobError};
 
-use super::examples::Example;
 use super::readers::quoted;
 
 /// The most labels a training set may have.
@@ -32,9 +32,7 @@ impl LabelMap {
         for label in labels {
             distinct.insert(label);
             if distinct.len() > MAX_LABELS {
-                let message = format!("the train dataset has more than {MAX_LABELS} labels");
-                return Err(JobError::new(ErrorCode::LabelsTooMany, message)
-                    .hint("is this the label's column? `columns.label` names it"));
+                return Err(too_many("train"));
             }
         }
         if distinct.len() < 2 {
@@ -87,16 +85,16 @@ impl LabelMap {
         self.labels.get(index).map(String::as_str)
     }
 
-    /// The ids of the examples' labels. `which` is `train` or `eval`, for messages.
+    /// The ids of a file's labels, by their numbers there. `which` is `train` or `eval`, for messages.
     ///
     /// # Errors
     /// `label_unknown` with the first line whose label is not one of these.
-    pub fn ids_of(&self, examples: &[Example], which: &str) -> Result<Vec<u32>, JobError> {
-        let id = |example: &Example| {
-            self.id_of(&example.label)
-                .ok_or_else(|| self.unknown(example, which))
+    pub fn ids_of(&self, seen: &SeenLabels, which: &str) -> Result<Vec<u32>, JobError> {
+        let id = |seen: &SeenLabel| {
+            self.id_of(&seen.label)
+                .ok_or_else(|| self.unknown(seen, which))
         };
-        examples.iter().map(id).collect()
+        seen.labels.iter().map(id).collect()
     }
 
     /// Hugging Face's `id2label`: `{"0": …, "1": …}`, in id order.
@@ -111,7 +109,7 @@ impl LabelMap {
         self.labels.iter().enumerate().map(entry).collect()
     }
 
-    fn unknown(&self, example: &Example, which: &str) -> JobError {
+    fn unknown(&self, seen: &SeenLabel, which: &str) -> JobError {
         let mut known: Vec<String> = self
             .labels
             .iter()
@@ -123,24 +121,98 @@ impl LabelMap {
         }
         let message = format!(
             "the {which} dataset has the label {}, which the train dataset does not; known are {}",
-            quoted(&example.label),
+            quoted(&seen.label),
             known.join(", ")
         );
-        JobError::new(ErrorCode::LabelUnknown, message).on_line(example.line)
+        JobError::new(ErrorCode::LabelUnknown, message).on_line(seen.line)
     }
+}
+
+/// The labels of one file, numbered as they come. What they mean to a training is decided by its [`LabelMap`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<SeenLabel>", into = "Vec<SeenLabel>")]
+pub struct SeenLabels {
+    labels: Vec<SeenLabel>,
+    numbers: HashMap<String, u16>,
+}
+
+/// A label, and the line where it first stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SeenLabel {
+    label: String,
+    line: u64,
+}
+
+impl SeenLabels {
+    /// The number of the label on `line`. `which` is `train` or `eval`, for messages.
+    ///
+    /// # Errors
+    /// `labels_too_many` beyond [`MAX_LABELS`].
+    pub fn number(&mut self, label: &str, line: u64, which: &str) -> Result<u16, JobError> {
+        if let Some(&number) = self.numbers.get(label) {
+            return Ok(number);
+        }
+        if self.labels.len() == MAX_LABELS {
+            return Err(too_many(which));
+        }
+        let number = u16::try_from(self.labels.len()).map_err(|_| too_many(which))?;
+        self.numbers.insert(label.to_owned(), number);
+        self.labels.push(SeenLabel {
+            label: label.to_owned(),
+            line,
+        });
+        Ok(number)
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// In order of first appearance, which is that of the numbers.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().map(|seen| seen.label.as_str())
+    }
+}
+
+impl From<SeenLabels> for Vec<SeenLabel> {
+    fn from(seen: SeenLabels) -> Self {
+        seen.labels
+    }
+}
+
+impl From<Vec<SeenLabel>> for SeenLabels {
+    fn from(labels: Vec<SeenLabel>) -> Self {
+        let numbered = (0u16..).zip(&labels);
+        let numbers = numbered.map(|(number, seen)| (seen.label.clone(), number));
+        Self {
+            numbers: numbers.collect(),
+            labels,
+        }
+    }
+}
+
+fn too_many(which: &str) -> JobError {
+    let message = format!("the {which} dataset has more than {MAX_LABELS} labels");
+    JobError::new(ErrorCode::LabelsTooMany, message)
+        .hint("is this the label's column? `columns.label` names it")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn example(line: u64, label: &str) -> Example {
-        Example {
-            line,
-            text: "x".into(),
-            text_pair: None,
-            label: label.into(),
+    fn seen(labels: &[(u64, &str)]) -> SeenLabels {
+        let mut seen = SeenLabels::default();
+        for (line, label) in labels {
+            seen.number(label, *line, "eval").unwrap();
         }
+        seen
     }
 
     #[test]
@@ -192,19 +264,31 @@ mod tests {
     #[test]
     fn an_unknown_label_names_line_label_and_the_known() {
         let map = LabelMap::from_training(["a", "b"]).unwrap();
-        assert_eq!(
-            map.ids_of(&[example(2, "b"), example(3, "a")], "eval")
-                .unwrap(),
-            [1, 0]
-        );
+        let fine = seen(&[(2, "b"), (3, "a"), (4, "b")]);
+        assert_eq!(map.ids_of(&fine, "eval").unwrap(), [1, 0]);
         let error = map
-            .ids_of(&[example(2, "a"), example(9, "c")], "eval")
+            .ids_of(&seen(&[(2, "a"), (9, "c"), (10, "d"), (11, "c")]), "eval")
             .unwrap_err();
         assert_eq!((error.code, error.line), (ErrorCode::LabelUnknown, Some(9)));
         assert!(error.message.contains("`c`") && error.message.contains("known are `a`, `b`"));
         let many: Vec<String> = (0..30).map(|i| i.to_string()).collect();
         let map = LabelMap::from_training(many.iter().map(String::as_str)).unwrap();
-        let error = map.ids_of(&[example(1, "c")], "eval").unwrap_err();
+        let error = map.ids_of(&seen(&[(1, "c")]), "eval").unwrap_err();
         assert!(error.message.ends_with("`19`, and 10 more"));
+    }
+
+    #[test]
+    fn labels_are_numbered_as_they_come_up_to_a_limit() {
+        let mut labels = seen(&[(2, "b"), (3, "a"), (4, "b")]);
+        assert_eq!(labels.names().collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(labels.number("b", 9, "train").unwrap(), 0);
+        for number in 2..MAX_LABELS {
+            labels.number(&number.to_string(), 9, "train").unwrap();
+        }
+        let error = labels.number("one more", 9, "train").unwrap_err();
+        assert_eq!(error.code, ErrorCode::LabelsTooMany);
+        assert_eq!(labels.number("a", 9, "train").unwrap(), 1);
+        let text = serde_json::to_string(&labels).unwrap();
+        assert_eq!(serde_json::from_str::<SeenLabels>(&text).unwrap(), labels);
     }
 }

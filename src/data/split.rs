@@ -8,25 +8,9 @@ use super::sampler::Mt19937;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     /// Rows to train on.
-    pub train: Vec<usize>,
+    pub train: Vec<u32>,
     /// Rows to evaluate on.
-    pub eval: Vec<usize>,
-}
-
-impl Split {
-    /// Parts `rows`, which the split was made for, into training and evaluation rows.
-    pub fn part<T>(&self, rows: Vec<T>) -> (Vec<T>, Vec<T>) {
-        let (mut train, mut eval) = (Vec::new(), Vec::new());
-        let mut held_out = self.eval.iter().copied().peekable();
-        for (index, row) in rows.into_iter().enumerate() {
-            if held_out.next_if_eq(&index).is_some() {
-                eval.push(row);
-            } else {
-                train.push(row);
-            }
-        }
-        (train, eval)
-    }
+    pub eval: Vec<u32>,
 }
 
 /// Holds out `share` of the rows, in (0, 1), of each label: `labels` has the label id of every row. The shares
@@ -38,7 +22,7 @@ impl Split {
 pub fn stratified_split(labels: &[u32], share: f64, seed: u64) -> Result<Split, JobError> {
     let classes = labels.iter().max().map_or(0, |&max| max as usize + 1);
     let mut rows_of = vec![Vec::new(); classes];
-    for (row, &label) in labels.iter().enumerate() {
+    for (row, &label) in (0u32..).zip(labels) {
         rows_of[label as usize].push(row);
     }
     let counts: Vec<usize> = rows_of.iter().map(Vec::len).collect();
@@ -47,10 +31,11 @@ pub fn stratified_split(labels: &[u32], share: f64, seed: u64) -> Result<Split, 
     for (rows, quota) in rows_of.iter_mut().zip(quotas(&counts, share)) {
         generator.shuffle(rows);
         for &row in &rows[..quota] {
-            held_out[row] = true;
+            held_out[row as usize] = true;
         }
     }
-    let (eval, train): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|&row| held_out[row]);
+    let rows = (0u32..).zip(&held_out).map(|(row, _)| row);
+    let (eval, train): (Vec<u32>, Vec<u32>) = rows.partition(|&row| held_out[row as usize]);
     if eval.is_empty() {
         let message = format!(
             "no row can be held out of {} rows with {classes} labels",
@@ -95,10 +80,10 @@ fn quotas(counts: &[usize], share: f64) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    fn per_label(rows: &[usize], labels: &[u32], classes: usize) -> Vec<usize> {
+    fn per_label(rows: &[u32], labels: &[u32], classes: usize) -> Vec<usize> {
         let mut counts = vec![0; classes];
         for &row in rows {
-            counts[labels[row] as usize] += 1;
+            counts[labels[row as usize] as usize] += 1;
         }
         counts
     }
@@ -147,17 +132,5 @@ mod tests {
             assert_eq!(error.code, ErrorCode::ValueInvalid);
             assert_eq!(error.pointer.as_deref(), Some("/dataset/eval_split"));
         }
-    }
-
-    #[test]
-    fn parting_follows_the_indexes() {
-        let split = Split {
-            train: vec![0, 2],
-            eval: vec![1, 3],
-        };
-        assert_eq!(
-            split.part(vec!['a', 'b', 'c', 'd']),
-            (vec!['a', 'c'], vec!['b', 'd'])
-        );
     }
 }

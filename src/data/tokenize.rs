@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use tokenizers::utils::parallelism::MaybeParallelRefIterator;
 use tokenizers::{
     EncodeInput, Encoding, PostProcessor, Token, Tokenizer, TruncationDirection, TruncationParams,
     TruncationStrategy,
@@ -44,7 +43,36 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     max_seq_length: usize,
     max_token_id: u32,
-    max_type_id: u32,
+    max_single_type_id: u32,
+    max_pair_type_id: u32,
+}
+
+/// The largest ids that a tokenizer can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdBounds {
+    /// Of tokens.
+    pub token_id: u32,
+    /// Of token types.
+    pub type_id: u32,
+}
+
+impl IdBounds {
+    /// Checks that every id has a row in the model's embeddings, `vocab_size` and `type_vocab_size` of them.
+    ///
+    /// # Errors
+    /// `model_invalid` naming both numbers.
+    pub fn check_fits(&self, vocab_size: usize, type_vocab_size: usize) -> Result<(), JobError> {
+        for (what, id, rows) in [
+            ("token ids", self.token_id, vocab_size),
+            ("token type ids", self.type_id, type_vocab_size),
+        ] {
+            if id as usize >= rows {
+                let cause = format!("its {what} go up to {id}, but the model has {rows} rows");
+                return Err(invalid(&cause));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl TextTokenizer {
@@ -73,12 +101,11 @@ impl TextTokenizer {
         })?;
         let of_vocabulary = tokenizer.get_vocab(true).into_values();
         let of_template = [&single, &pair].into_iter().flat_map(Encoding::get_ids);
-        let types = [&single, &pair]
-            .into_iter()
-            .flat_map(Encoding::get_type_ids);
+        let max_type = |encoding: &Encoding| encoding.get_type_ids().iter().copied().max();
         Ok(Self {
             max_token_id: of_vocabulary.chain(of_template.copied()).max().unwrap_or(0),
-            max_type_id: types.copied().max().unwrap_or(0),
+            max_single_type_id: max_type(&single).unwrap_or(0),
+            max_pair_type_id: max_type(&pair).unwrap_or(0),
             tokenizer,
             max_seq_length,
         })
@@ -89,65 +116,48 @@ impl TextTokenizer {
         self.max_seq_length
     }
 
-    /// Checks that every id it can give has a row in the model's embeddings, `vocab_size` and
-    /// `type_vocab_size` of them.
-    ///
-    /// # Errors
-    /// `model_invalid` naming both numbers.
-    pub fn check_fits(&self, vocab_size: usize, type_vocab_size: usize) -> Result<(), JobError> {
-        for (what, id, rows) in [
-            ("token ids", self.max_token_id, vocab_size),
-            ("token type ids", self.max_type_id, type_vocab_size),
-        ] {
-            if id as usize >= rows {
-                let cause = format!("its {what} go up to {id}, but the model has {rows} rows");
-                return Err(invalid(&cause));
-            }
+    /// The largest ids it can give, for texts or pairs.
+    pub fn bounds(&self) -> IdBounds {
+        IdBounds {
+            token_id: self.max_token_id,
+            type_id: self.max_single_type_id.max(self.max_pair_type_id),
         }
-        Ok(())
     }
 
-    /// Tokenises texts or pairs, on several threads; the answer is in the order of `texts`.
+    /// The largest token type id it can give for pairs, or for texts alone.
+    pub fn max_type_id(&self, pairs: bool) -> u32 {
+        if pairs {
+            self.max_pair_type_id
+        } else {
+            self.max_single_type_id
+        }
+    }
+
+    /// Tokenises a text or a pair.
     ///
     /// # Errors
     /// `model_invalid` if the tokenizer fails.
-    pub fn encode_batch(&self, texts: &[(&str, Option<&str>)]) -> Result<Vec<Encoded>, JobError> {
-        guarded(|| {
-            texts
-                .maybe_par_iter()
-                .map(|&(text, text_pair)| self.encode(text, text_pair))
-                .collect()
-        })
+    pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoded, JobError> {
+        guarded(|| self.encode_unguarded(text, text_pair))
     }
 
-    /// Tokenises examples. `which` is `train` or `eval`, for messages.
+    /// Tokenises an example. `which` is `train` or `eval`, for messages.
     ///
     /// # Errors
-    /// `text_has_no_tokens` with the first line that has only special tokens; `model_invalid` if the tokenizer
+    /// `text_has_no_tokens` with the line if it has only special tokens; `model_invalid` if the tokenizer
     /// fails.
-    pub fn encode_examples(
-        &self,
-        examples: &[Example],
-        which: &str,
-    ) -> Result<Vec<Encoded>, JobError> {
-        let texts: Vec<(&str, Option<&str>)> = examples
-            .iter()
-            .map(|example| (example.text.as_str(), example.text_pair.as_deref()))
-            .collect();
-        let encoded = self.encode_batch(&texts)?;
-        match encoded.iter().position(|row| row.content_tokens == 0) {
-            None => Ok(encoded),
-            Some(index) => {
-                let message =
-                    format!("a text of the {which} dataset has no tokens after normalisation");
-                Err(JobError::new(ErrorCode::TextHasNoTokens, message)
-                    .on_line(examples[index].line)
-                    .hint("remove the row, or give it a text with visible characters"))
-            }
+    pub fn encode_example(&self, example: &Example, which: &str) -> Result<Encoded, JobError> {
+        let encoded = self.encode(&example.text, example.text_pair.as_deref())?;
+        if encoded.content_tokens > 0 {
+            return Ok(encoded);
         }
+        let message = format!("a text of the {which} dataset has no tokens after normalisation");
+        Err(JobError::new(ErrorCode::TextHasNoTokens, message)
+            .on_line(example.line)
+            .hint("remove the row, or give it a text with visible characters"))
     }
 
-    fn encode(&self, text: &str, text_pair: Option<&str>) -> tokenizers::Result<Encoded> {
+    fn encode_unguarded(&self, text: &str, text_pair: Option<&str>) -> tokenizers::Result<Encoded> {
         let input: EncodeInput<'_> = match text_pair {
             Some(text_pair) => (text, text_pair).into(),
             None => text.into(),

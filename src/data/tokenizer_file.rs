@@ -33,7 +33,8 @@ const MODELS: [&str; 1] = ["WordPiece"];
 /// # Errors
 /// `model_invalid` if the file is missing, too large, no tokenizer, or has a part that is not let through.
 pub(super) fn read(path: &Path) -> Result<Tokenizer, JobError> {
-    let mut root = parse(path)?;
+    let mut root: Map<String, Value> =
+        serde_json::from_slice(&read_bytes(path)?).map_err(|error| invalid(&error.to_string()))?;
     check(&root).map_err(|cause| invalid(&cause))?;
     for unused in ["decoder", "truncation", "padding"] {
         root.insert(unused.to_owned(), Value::Null);
@@ -60,7 +61,11 @@ pub(super) fn invalid(cause: &str) -> JobError {
     )
 }
 
-fn parse(path: &Path) -> Result<Map<String, Value>, JobError> {
+/// The file's content, if it is not too large.
+///
+/// # Errors
+/// `model_invalid` if it is, or cannot be read.
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, JobError> {
     let unreadable = |error: std::io::Error| invalid(&error.to_string());
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
@@ -72,7 +77,7 @@ fn parse(path: &Path) -> Result<Map<String, Value>, JobError> {
             "it is larger than {MAX_FILE_BYTES} bytes"
         )));
     }
-    serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))
+    Ok(bytes)
 }
 
 fn check(root: &Map<String, Value>) -> Result<(), String> {

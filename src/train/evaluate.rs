@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{LabelMap, TokenizedDataset};
+use crate::data::{LabelMap, Prefetch, TokenizedDataset};
 use crate::domain::{ClassResult, ErrorCode, JobError, TrainingArguments};
 use crate::heads::SequenceClassifier;
 use crate::metrics::ClassificationMetrics;
@@ -65,7 +65,8 @@ fn evaluate_by(
     let started = Instant::now();
     let mut scores = ClassificationMetrics::new(labels.labels().to_vec());
     let (mut loss, mut batches) = (0.0, 0u64);
-    for batch in rows.in_order(batch_size) {
+    for batch in Prefetch::start(rows.in_order(batch_size))? {
+        let batch = batch?;
         if !keep_going() {
             return Ok(None);
         }

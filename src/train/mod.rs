@@ -1,8 +1,9 @@
 //! One training, from rows and a base model to a published checkpoint. Synchronous; no network, no SQL.
 //!
 //! ```text
-//!  prepare    rows → examples → label map, split → token ids            (phase tokenizing)
+//!  prepare    rows → token cache → label map, split                     (phase tokenizing)
 //!  model      base weights + new head, optimizer, schedule; or resume   (phase resolving_model)
+//!  batches    the rows of the next steps, read and packed meanwhile
 //!  trainer    for every step: micro-batches → norm → gate → clip → AdamW (phase training)
 //!             at step end: log → evaluate → save, in HF's order; a save only copies to memory
 //!  writer     writes and publishes that copy meanwhile, then removes old checkpoints
@@ -12,11 +13,13 @@
 
 mod background;
 mod base_labels;
+mod batches;
 mod checkpoint;
 mod data_order;
 mod evaluate;
 mod exact;
 mod export;
+mod file_rows;
 mod gate;
 mod meter;
 mod model_card;

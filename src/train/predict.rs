@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::data::{TextTokenizer, TokenizedDataset};
+use crate::data::{Batch, TextTokenizer};
 use crate::domain::{ErrorCode, JobError};
 use crate::heads::SequenceClassifier;
 use crate::kernels::linear::Precision;
@@ -15,7 +15,7 @@ use super::setup::model_error;
 use super::step::{engine, input};
 
 /// Texts per forward pass.
-const BATCH: u32 = 32;
+const BATCH: usize = 32;
 
 /// A model ready to label texts.
 #[derive(Debug)]
@@ -80,15 +80,13 @@ impl Predictor {
     /// If the engine fails.
     pub fn predict(&mut self, texts: &[String]) -> Result<Vec<Prediction>, JobError> {
         let mut predictions = Vec::with_capacity(texts.len());
-        for chunk in texts.chunks(BATCH as usize) {
-            let texts: Vec<_> = chunk.iter().map(|text| (text.as_str(), None)).collect();
-            let rows = self.tokenizer.encode_batch(&texts)?;
-            let rows = TokenizedDataset::new(rows.iter().map(|row| (row, 0)));
-            for batch in rows.in_order(BATCH) {
-                let logits = self.model.logits(&input(&batch)).map_err(engine)?;
-                for row in logits.chunks(self.labels.len()) {
-                    predictions.push(self.prediction(row));
-                }
+        for chunk in texts.chunks(BATCH) {
+            let encode = |text: &String| self.tokenizer.encode(text, None);
+            let rows: Vec<_> = chunk.iter().map(encode).collect::<Result<_, _>>()?;
+            let batch = Batch::unlabelled(&rows);
+            let logits = self.model.logits(&input(&batch)).map_err(engine)?;
+            for row in logits.chunks(self.labels.len()) {
+                predictions.push(self.prediction(row));
             }
         }
         Ok(predictions)

@@ -1,12 +1,10 @@
-//! From dataset files to token ids: read, split, map labels, tokenise.
+//! From dataset files to the rows to train and evaluate on: labels, split, and a report on what was found.
 
-use crate::data::{
-    DatasetReport, Encoded, Example, LabelMap, TextTokenizer, TokenizedDataset, load_examples,
-    stratified_split,
-};
+use crate::data::{DatasetReport, IdBounds, LabelMap, TokenizedDataset, stratified_split};
 use crate::domain::{JobError, LogLevel};
 
 use super::base_labels::{self, Head};
+use super::file_rows::{FileRows, Reader};
 use super::{Observer, TrainJob};
 
 /// More of the rows cut than this is worth a warning.
@@ -21,12 +19,10 @@ pub struct PreparedData {
     pub head: Head,
     /// The training rows.
     pub train: TokenizedDataset,
-    /// Line of the training file on which each row starts.
-    pub train_lines: Vec<u64>,
     /// The evaluation rows, if there are any.
     pub eval: Option<TokenizedDataset>,
-    /// The tokenizer, to be held against the model.
-    pub tokenizer: TextTokenizer,
+    /// How large token ids are at most, to be held against the model.
+    pub bounds: IdBounds,
 }
 
 /// Reads and tokenises what the job names.
@@ -34,48 +30,31 @@ pub struct PreparedData {
 /// # Errors
 /// Whatever is wrong with the rows, with the line it is on.
 pub fn prepare(job: &TrainJob, observer: &dyn Observer) -> Result<PreparedData, JobError> {
-    let columns = &job.spec.dataset.columns;
-    let rows = load_examples(&job.train.path, &job.train.layout, columns, "train")?;
-    let labels = LabelMap::from_training(rows.iter().map(|row| row.label.as_str()))?;
+    let reader = Reader::new(job, observer);
+    let train = reader.rows_of(&job.train, "train")?;
+    let labels = LabelMap::from_training(train.tokens.labels().names())?;
     let (labels, head) = base_labels::adopt(labels, &job.model_dir);
-    let (train, eval) = match (&job.eval, job.spec.dataset.eval_split) {
-        (Some(file), _) => {
-            let eval = load_examples(&file.path, &file.layout, columns, "eval")?;
-            (rows, Some(eval))
-        }
-        (None, Some(share)) => {
-            let ids = labels.ids_of(&rows, "train")?;
-            let split = stratified_split(&ids, share, data_seed(job))
-                .map_err(|error| error.at("/dataset/eval_split"))?;
-            let (train, eval) = split.part(rows);
-            (train, Some(eval))
-        }
-        (None, None) => (rows, None),
-    };
-    let tokenizer = TextTokenizer::load(
-        &job.model_dir.join("tokenizer.json"),
-        job.spec.max_seq_length,
-    )?;
-    let train_tokens = tokenizer.encode_examples(&train, "train")?;
-    let eval_tokens = match &eval {
-        Some(rows) => Some(tokenizer.encode_examples(rows, "eval")?),
+    let eval = match &job.eval {
+        Some(file) => Some(reader.rows_of(file, "eval")?),
         None => None,
     };
-    let report = DatasetReport::new(
-        (&train, &train_tokens),
-        eval.as_deref().zip(eval_tokens.as_deref()),
-    );
-    tell(&report, observer);
-    Ok(PreparedData {
-        train: numbered(&labels, &train, &train_tokens, "train")?,
-        eval: match (&eval, &eval_tokens) {
-            (Some(rows), Some(tokens)) => Some(numbered(&labels, rows, tokens, "eval")?),
-            _ => None,
+    let sets = match (&eval, job.spec.dataset.eval_split) {
+        (None, Some(share)) => Sets::split(&train, &labels, share, data_seed(job))?,
+        (eval, _) => Sets {
+            train: train.all(&labels, "train")?,
+            eval: match eval {
+                Some(eval) => Some(eval.all(&labels, "eval")?),
+                None => None,
+            },
         },
-        train_lines: train.iter().map(|row| row.line).collect(),
+    };
+    tell(&sets.report(&train, eval.as_ref()), observer);
+    Ok(PreparedData {
         labels,
         head,
-        tokenizer,
+        bounds: train.tokens.bounds(),
+        train: sets.train,
+        eval: sets.eval,
     })
 }
 
@@ -85,15 +64,34 @@ pub fn data_seed(job: &TrainJob) -> u64 {
     u64::from(args.data_seed.unwrap_or(args.seed))
 }
 
-/// Rows with their labels' ids.
-fn numbered(
-    labels: &LabelMap,
-    examples: &[Example],
-    tokens: &[Encoded],
-    which: &str,
-) -> Result<TokenizedDataset, JobError> {
-    let ids = labels.ids_of(examples, which)?;
-    Ok(TokenizedDataset::new(tokens.iter().zip(ids)))
+/// What to train and evaluate on.
+struct Sets {
+    train: TokenizedDataset,
+    eval: Option<TokenizedDataset>,
+}
+
+impl Sets {
+    /// Holds out a share of one file's rows.
+    fn split(file: &FileRows, labels: &LabelMap, share: f64, seed: u64) -> Result<Self, JobError> {
+        let all = file.all(labels, "train")?;
+        let label_ids: Vec<u32> = file
+            .facts
+            .iter()
+            .map(|row| all.label_id(row.label))
+            .collect();
+        let split = stratified_split(&label_ids, share, seed)
+            .map_err(|error| error.at("/dataset/eval_split"))?;
+        Ok(Self {
+            train: all.part(split.train),
+            eval: Some(all.part(split.eval)),
+        })
+    }
+
+    fn report(&self, train: &FileRows, eval: Option<&FileRows>) -> DatasetReport {
+        let held_out_of = eval.unwrap_or(train);
+        let eval = self.eval.as_ref().map(|set| held_out_of.facts_of(set));
+        DatasetReport::new(&train.facts_of(&self.train), eval.as_ref())
+    }
 }
 
 /// What a look at the rows says, before time is spent on them.

@@ -196,7 +196,7 @@ fn check_fits(
     data: &PreparedData,
     model: &SequenceClassifier,
 ) -> Result<(), JobError> {
-    data.tokenizer
+    data.bounds
         .check_fits(model.vocab_size(), model.type_vocab_size())?;
     let (asked, positions) = (job.spec.max_seq_length, model.max_positions());
     if asked as usize <= positions {

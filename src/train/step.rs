@@ -70,7 +70,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Takes one step over `micro_batches` (row indexes into the training rows).
+    /// Takes one step over `micro_batches` of the training rows.
     ///
     /// The loss is the sum over all items divided by all items of the step, so that any split of a batch
     /// into micro-batches gives the same gradient (HF averages averages, or does not divide at all).
@@ -82,11 +82,11 @@ impl Learner {
         &mut self,
         context: &StepContext<'_>,
         place: StepPlace,
-        micro_batches: &[Vec<u32>],
+        micro_batches: &[Batch],
     ) -> Result<StepResult, JobError> {
         let started = Instant::now();
         let (data, args) = (context.data, context.args);
-        let samples: usize = micro_batches.iter().map(Vec::len).sum();
+        let samples: usize = micro_batches.iter().map(Batch::sequences).sum();
         let (loss, tokens) = self.gradients(context, place, micro_batches, samples)?;
         let grad_norm = optim::global_grad_norm(self.model.parameters()).map_err(engine)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -120,7 +120,7 @@ impl Learner {
         &mut self,
         context: &StepContext<'_>,
         place: StepPlace,
-        micro_batches: &[Vec<u32>],
+        micro_batches: &[Batch],
         samples: usize,
     ) -> Result<(f64, u64), JobError> {
         #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^24")]
@@ -136,11 +136,10 @@ impl Learner {
         };
         self.model.parameters().zero_grad().map_err(engine)?;
         let (mut loss, mut tokens) = (0.0, 0);
-        for indexes in micro_batches {
-            let batch = context.data.train.batch(indexes);
+        for batch in micro_batches {
             loss += self
                 .model
-                .forward_backward(&input(&batch), &batch.labels, Some(dropout), &options)
+                .forward_backward(&input(batch), &batch.labels, Some(dropout), &options)
                 .map_err(engine)?;
             tokens += batch.tokens() as u64;
             context.pulse.beat();
@@ -165,14 +164,6 @@ impl Learner {
         })
         .map_err(engine)
     }
-}
-
-/// Rows of micro-batches, in order, with at most `size` rows in each.
-pub fn split(micro_batches: &[Vec<u32>], size: usize) -> Vec<Vec<u32>> {
-    let pieces = micro_batches
-        .iter()
-        .flat_map(|rows| rows.chunks(size.max(1)));
-    pieces.map(<[u32]>::to_vec).collect()
 }
 
 /// The model's view of a batch.
@@ -237,13 +228,17 @@ fn out_of_memory() -> JobError {
 }
 
 /// Lines of the training file that a step's rows are on; the first few are enough to look at.
-fn lines(data: &PreparedData, micro_batches: &[Vec<u32>]) -> String {
-    let lines = micro_batches
-        .iter()
-        .flatten()
-        .take(16)
-        .filter_map(|&row| data.train_lines.get(row as usize));
-    lines.map(u64::to_string).collect::<Vec<_>>().join(", ")
+fn lines(data: &PreparedData, micro_batches: &[Batch]) -> String {
+    let keys = micro_batches.iter().flat_map(|batch| &batch.sequence_keys);
+    let rows = keys.take(16).filter_map(|&key| u32::try_from(key).ok());
+    match data.train.lines(&rows.collect::<Vec<_>>()) {
+        Ok(lines) => lines
+            .iter()
+            .map(u64::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+        Err(_) => "(unknown)".to_owned(),
+    }
 }
 
 fn non_finite(loss: f64, grad_norm: f64, place: StepPlace, lines: &str) -> JobError {
@@ -258,20 +253,4 @@ fn non_finite(loss: f64, grad_norm: f64, place: StepPlace, lines: &str) -> JobEr
     )
     .at("/training_args/learning_rate")
     .hint("lower the learning rate, add warm-up, or set bf16 to false")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splitting_keeps_rows_and_their_order() {
-        let micro_batches = [vec![5, 1, 4, 2], vec![3, 0, 6]];
-        assert_eq!(split(&micro_batches, 4), micro_batches);
-        assert_eq!(
-            split(&micro_batches, 2),
-            [vec![5, 1], vec![4, 2], vec![3, 0], vec![6]]
-        );
-        assert_eq!(split(&micro_batches, 0).concat(), micro_batches.concat());
-    }
 }

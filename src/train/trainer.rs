@@ -2,6 +2,7 @@
 //! log, evaluate, save.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::domain::{
     Command, ErrorCode, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
@@ -9,6 +10,7 @@ use crate::domain::{
 use crate::faults::Faults;
 
 use super::background::BackgroundWriter;
+use super::batches::Batches;
 use super::checkpoint::{self, Published, Publisher};
 use super::data_order::StepPlan;
 use super::evaluate::{self, Evaluation, round};
@@ -16,7 +18,7 @@ use super::meter::Meter;
 use super::prepare::PreparedData;
 use super::setup::Setup;
 use super::state::{LogEntry, TrainerState};
-use super::step::{Learner, StepContext, StepPlace, StepResult, split};
+use super::step::{Learner, StepContext, StepPlace, StepResult};
 use super::watchdog::Pulse;
 use super::{Observer, TrainJob, resume};
 
@@ -41,6 +43,7 @@ pub struct Trainer<'a> {
     pulse: &'a Pulse,
     data: PreparedData,
     setup: Setup,
+    batches: Batches,
     learner: Learner,
     state: TrainerState,
     /// The step this attempt began after.
@@ -69,6 +72,7 @@ impl<'a> Trainer<'a> {
             observer,
             pulse,
             writer: BackgroundWriter::start(publisher)?,
+            batches: Batches::new(data.train.clone(), setup.order.clone(), setup.total_steps),
             data,
             setup,
             learner,
@@ -151,18 +155,22 @@ impl<'a> Trainer<'a> {
             Faults::strike(action);
         }
         let place = self.place();
-        let plan = self.setup.order.step(place.dropout_step);
         loop {
             let size = self.micro_batch_size();
+            let started = Instant::now();
+            let step = self.batches.step(place.dropout_step, size)?;
             let context = StepContext {
                 data: &self.data,
                 args: &self.job.spec.training_args,
                 pulse: self.pulse,
                 faults: &self.job.faults,
             };
-            let micro_batches = split(&plan.micro_batches, size);
-            match self.learner.step(&context, place, &micro_batches) {
-                Ok(result) => return Ok((plan, result)),
+            match self.learner.step(&context, place, &step.batches) {
+                Ok(mut result) => {
+                    // Waiting for rows counts.
+                    result.took = started.elapsed();
+                    return Ok((step.plan, result));
+                }
                 Err(error) if error.code == ErrorCode::OutOfMemory && size > 1 => {
                     self.halve_micro_batches();
                 }

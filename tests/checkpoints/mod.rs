@@ -12,7 +12,7 @@
 mod child;
 mod corruption;
 mod disk_full;
-mod lab;
+pub mod lab;
 mod lane;
 mod memory;
 mod numbers;

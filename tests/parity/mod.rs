@@ -22,6 +22,9 @@ type Weights = BTreeMap<String, Vec<f32>>;
 /// Trains in this process; answers what was reported and the weights at the end.
 fn train(model_dir: &Path, rows: &Path, spec: &Value) -> (Recorder, Weights) {
     let out = tempfile::tempdir().unwrap();
+    // Beside the rows comes their token cache, which does not belong among fixtures.
+    let dataset = out.path().join("rows.csv");
+    std::fs::copy(rows, &dataset).unwrap();
     let mut body = json!({
         "model": "base",
         "task": "sequence_classification",
@@ -34,7 +37,7 @@ fn train(model_dir: &Path, rows: &Path, spec: &Value) -> (Recorder, Weights) {
         job_id: "00000000-0000-0000-0000-000000000002".parse().unwrap(),
         spec: JobSpec::parse(&body).unwrap(),
         train: DatasetLocation {
-            path: rows.to_owned(),
+            path: dataset,
             layout: DatasetLayout {
                 format: DatasetFormat::Csv,
                 header: true,

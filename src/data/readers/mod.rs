@@ -325,7 +325,7 @@ fn fill(input: &mut impl BufRead) -> Result<&[u8], JobError> {
     input.fill_buf().map_err(|error| unreadable(&error))
 }
 
-fn unreadable(error: &std::io::Error) -> JobError {
+pub(super) fn unreadable(error: &std::io::Error) -> JobError {
     JobError::new(
         ErrorCode::InternalError,
         format!("cannot read the dataset file: {error}"),

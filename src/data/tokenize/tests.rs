@@ -3,48 +3,7 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 
 use super::*;
-
-/// A small BERT tokenizer: ids are positions in this list.
-const VOCABULARY: [&str; 14] = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "un", "##know", "##n", "!", "é", "e", "x",
-];
-
-fn bert() -> Value {
-    let vocabulary: serde_json::Map<String, Value> = VOCABULARY
-        .iter()
-        .enumerate()
-        .map(|(id, token)| ((*token).to_owned(), json!(id)))
-        .collect();
-    json!({
-        "version": "1.0",
-        "truncation": {"direction": "Left", "max_length": 3, "strategy": "OnlyFirst", "stride": 0},
-        "padding": {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
-            "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
-        "added_tokens": [{"id": 3, "content": "[SEP]", "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false, "special": true}],
-        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-            "strip_accents": null, "lowercase": true},
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [special("[CLS]", 0), sequence("A", 0), special("[SEP]", 0)],
-            "pair": [special("[CLS]", 0), sequence("A", 0), special("[SEP]", 0),
-                sequence("B", 1), special("[SEP]", 1)],
-            "special_tokens": {
-                "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
-                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
-        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100, "vocab": vocabulary},
-    })
-}
-
-fn special(id: &str, type_id: u32) -> Value {
-    json!({"SpecialToken": {"id": id, "type_id": type_id}})
-}
-
-fn sequence(id: &str, type_id: u32) -> Value {
-    json!({"Sequence": {"id": id, "type_id": type_id}})
-}
+use crate::data::testing::{bert, sequence, special};
 
 fn load_bytes(bytes: &[u8], max_seq_length: u32) -> Result<TextTokenizer, JobError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -57,10 +16,7 @@ fn load(file: &Value) -> Result<TextTokenizer, JobError> {
 }
 
 fn encode(tokenizer: &TextTokenizer, text: &str, text_pair: Option<&str>) -> Encoded {
-    tokenizer
-        .encode_batch(&[(text, text_pair)])
-        .unwrap()
-        .remove(0)
+    tokenizer.encode(text, text_pair).unwrap()
 }
 
 /// The message of the `model_invalid` that a changed file gives.
@@ -148,51 +104,36 @@ fn a_text_without_tokens_names_its_line() {
         text_pair: None,
         label: "x".into(),
     };
-    let rows = [
-        example(2, "a"),
-        example(7, "\u{200b}\u{7f}"),
-        example(8, "b"),
-    ];
-    let error = tokenizer.encode_examples(&rows, "train").unwrap_err();
+    let empty = example(7, "\u{200b}\u{7f}");
+    let error = tokenizer.encode_example(&empty, "train").unwrap_err();
     assert_eq!(
         (error.code, error.line),
         (ErrorCode::TextHasNoTokens, Some(7))
     );
-    let encoded = tokenizer.encode_examples(&[rows[0].clone(), rows[2].clone()], "train");
-    assert_eq!(encoded.unwrap()[1].input_ids, [2, 5, 3]);
-    assert!(tokenizer.encode_batch(&[]).unwrap().is_empty());
-}
-
-#[test]
-fn the_order_of_a_large_batch_is_kept() {
-    let tokenizer = load(&bert()).unwrap();
-    let texts: Vec<&str> = (0..1000).map(|i| ["a", "b", "c"][i % 3]).collect();
-    let inputs: Vec<(&str, Option<&str>)> = texts.iter().map(|&text| (text, None)).collect();
-    for (i, row) in tokenizer.encode_batch(&inputs).unwrap().iter().enumerate() {
-        assert_eq!(row.input_ids, [2, 4 + i as u32 % 3, 3]);
-    }
+    let encoded = tokenizer.encode_example(&example(8, "b"), "train");
+    assert_eq!(encoded.unwrap().input_ids, [2, 5, 3]);
 }
 
 #[test]
 fn ids_must_have_embedding_rows() {
-    let tokenizer = load(&bert()).unwrap();
-    assert!(tokenizer.check_fits(14, 2).is_ok());
-    let error = tokenizer.check_fits(13, 2).unwrap_err();
+    let bounds = load(&bert()).unwrap().bounds();
+    assert!(bounds.check_fits(14, 2).is_ok());
+    let error = bounds.check_fits(13, 2).unwrap_err();
     assert_eq!(error.code, ErrorCode::ModelInvalid);
     assert!(
         error
             .message
             .contains("up to 13, but the model has 13 rows")
     );
-    assert!(tokenizer.check_fits(14, 1).is_err());
+    assert!(bounds.check_fits(14, 1).is_err());
 
     // Ids that only the template or an added token has count as well.
     let mut file = bert();
     file["post_processor"]["special_tokens"]["[SEP]"]["ids"] = json!([4_000_000]);
-    assert!(load(&file).unwrap().check_fits(30_000, 2).is_err());
+    assert!(load(&file).unwrap().bounds().check_fits(30_000, 2).is_err());
     let mut file = bert();
     file["added_tokens"][0]["content"] = json!("[EXTRA]");
-    assert!(load(&file).unwrap().check_fits(14, 2).is_err());
+    assert!(load(&file).unwrap().bounds().check_fits(14, 2).is_err());
 }
 
 #[test]
