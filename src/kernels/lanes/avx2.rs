@@ -1,4 +1,4 @@
-//! Lanes of AVX-512 (one register) and AVX2 (two).
+//! Lanes of AVX2: two registers.
 //!
 //! Loads and stores go through full masks: the direct intrinsics carry checks into builds with debug
 //! assertions, which tests are, and both compile to the same instruction.
@@ -12,233 +12,14 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{LANES, Lanes, exp2_of_fraction};
-
-/// For CPUs with avx512f, avx512bw, avx512dq and avx512vl, and avx512bf16 if `BF16` says so.
-#[derive(Clone, Copy)]
-pub struct Avx512<const BF16: bool>(__m512);
+use super::{LANES, Lanes};
 
 /// For CPUs with avx2 and fma.
 #[derive(Clone, Copy)]
 pub struct Avx2([__m256; 2]);
 
-const FULL: u16 = u16::MAX;
-
 // SAFETY of all blocks in this impl: the trait's users compile it only into functions for a CPU with these
 // features; pointers are those of the sixteen numbers' array.
-impl<const BF16: bool> Lanes for Avx512<BF16> {
-    type Wide = [__m512i; 2];
-    type Bits = __m512i;
-
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_set1_ps(x) })
-    }
-    #[inline(always)]
-    fn load(from: &[f32; LANES]) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_maskz_loadu_ps(FULL, from.as_ptr()) })
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; LANES]) {
-        // SAFETY: see above.
-        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), FULL, self.0) }
-    }
-    #[inline(always)]
-    fn load_bf16(from: &[bf16; LANES]) -> Self {
-        // SAFETY: see above; a bf16 is 16 bits.
-        unsafe {
-            let short = _mm256_maskz_loadu_epi16(FULL, from.as_ptr().cast());
-            let words = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(short));
-            Self(_mm512_castsi512_ps(words))
-        }
-    }
-    #[inline(always)]
-    fn store_bf16(self, to: &mut [bf16; LANES]) {
-        // SAFETY: see above; a bf16 is 16 bits.
-        unsafe { _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), FULL, rounded::<BF16>(self.0)) }
-    }
-    #[inline(always)]
-    fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]) {
-        // SAFETY: see above.
-        unsafe {
-            let low = _mm512_cvtepu16_epi32(rounded::<BF16>(first.0));
-            let high = _mm512_cvtepu16_epi32(rounded::<BF16>(second.0));
-            let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-            _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), FULL, words);
-        }
-    }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_add_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_div_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_sqrt_ps(self.0) })
-    }
-    #[inline(always)]
-    fn mul_add(self, b: Self, c: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
-    }
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_max_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn smaller(self, other: Self) -> Self {
-        // SAFETY: see above.
-        Self(unsafe { _mm512_min_ps(self.0, other.0) })
-    }
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        // SAFETY: see above.
-        unsafe {
-            let one = _mm512_set1_epi32(1f32.to_bits() as i32);
-            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
-            Self(_mm512_castsi512_ps(_mm512_add_epi32(n, one)))
-        }
-    }
-    #[inline(always)]
-    fn exp2(self) -> Self {
-        // SAFETY: see above.
-        unsafe {
-            let n = _mm512_roundscale_ps::<0>(self.0);
-            let p = exp2_of_fraction(Self(_mm512_sub_ps(self.0, n)));
-            Self(_mm512_scalef_ps(p.0, n))
-        }
-    }
-    #[inline(always)]
-    fn first(self, n: usize, rest: f32) -> Self {
-        if n >= LANES {
-            return self;
-        }
-        // SAFETY: see above.
-        unsafe {
-            let rest = _mm512_set1_ps(rest);
-            Self(_mm512_mask_mov_ps(rest, (1 << n) - 1, self.0))
-        }
-    }
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        // SAFETY: see above.
-        unsafe {
-            let [low, high] = halves(self.0);
-            sum_8(_mm256_add_ps(low, high))
-        }
-    }
-    #[inline(always)]
-    fn largest(self) -> f32 {
-        // SAFETY: see above.
-        unsafe {
-            let [low, high] = halves(self.0);
-            largest_8(_mm256_max_ps(low, high))
-        }
-    }
-
-    #[inline(always)]
-    fn wide_splat(x: u64) -> Self::Wide {
-        // SAFETY: see above.
-        [unsafe { _mm512_set1_epi64(x as i64) }; 2]
-    }
-    #[inline(always)]
-    fn wide_count(first: u32) -> Self::Wide {
-        // SAFETY: see above.
-        unsafe {
-            let first = _mm512_set1_epi64(i64::from(first));
-            let low = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-            let high = _mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15);
-            [_mm512_add_epi64(first, low), _mm512_add_epi64(first, high)]
-        }
-    }
-    #[inline(always)]
-    fn wide_mul(a: Self::Wide, factor: u32) -> Self::Wide {
-        // SAFETY: see above.
-        unsafe {
-            let factor = _mm512_set1_epi64(i64::from(factor));
-            [
-                _mm512_mul_epu32(a[0], factor),
-                _mm512_mul_epu32(a[1], factor),
-            ]
-        }
-    }
-    #[inline(always)]
-    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
-        /// The table of three inputs' exclusive or.
-        const XOR: i32 = 0x96;
-        // SAFETY: see above.
-        unsafe {
-            let key = _mm512_set1_epi64(i64::from(key));
-            let [low, high] = [_mm512_srli_epi64::<32>(a[0]), _mm512_srli_epi64::<32>(a[1])];
-            [
-                _mm512_ternarylogic_epi64::<XOR>(low, b[0], key),
-                _mm512_ternarylogic_epi64::<XOR>(high, b[1], key),
-            ]
-        }
-    }
-    #[inline(always)]
-    fn wide_lower(a: Self::Wide) -> Self::Bits {
-        // SAFETY: see above.
-        unsafe {
-            let low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(a[0]));
-            _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(a[1]))
-        }
-    }
-    #[inline(always)]
-    fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {
-        // SAFETY: see above.
-        unsafe {
-            // With the 16 bits on top, those below them do not matter.
-            let bits = if upper { a } else { _mm512_slli_epi32::<16>(a) };
-            let least = _mm512_set1_epi32((threshold << 16) as i32);
-            let keep = _mm512_cmpge_epu32_mask(bits, least);
-            Self(_mm512_maskz_mov_ps(keep, _mm512_set1_ps(value)))
-        }
-    }
-}
-
-/// The nearest bf16, ties to even.
-///
-/// # Safety
-/// The CPU must have avx512f and avx512vl, and avx512bf16 if `BF16`.
-#[inline(always)]
-unsafe fn rounded<const BF16: bool>(x: __m512) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if BF16 {
-            return std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
-        }
-        let bits = _mm512_castps_si512(x);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-        // Rounding could carry a NaN into infinity.
-        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-        let nan = _mm512_cmpunord_ps_mask(x, x);
-        let up = _mm512_mask_mov_epi32(up, nan, quiet);
-        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(up))
-    }
-}
-
-// SAFETY of all blocks in this impl: as for the one above.
 impl Lanes for Avx2 {
     type Wide = [__m256i; 4];
     type Bits = [__m256i; 2];
@@ -479,17 +260,9 @@ unsafe fn rounded_8(x: __m256) -> __m256i {
 }
 
 /// # Safety
-/// The CPU must have avx512dq.
-#[inline(always)]
-unsafe fn halves(x: __m512) -> [__m256; 2] {
-    // SAFETY: the caller's promise.
-    unsafe { [_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)] }
-}
-
-/// # Safety
 /// The CPU must have avx.
 #[inline(always)]
-unsafe fn sum_8(x: __m256) -> f32 {
+pub(super) unsafe fn sum_8(x: __m256) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
@@ -501,7 +274,7 @@ unsafe fn sum_8(x: __m256) -> f32 {
 /// # Safety
 /// The CPU must have avx.
 #[inline(always)]
-unsafe fn largest_8(x: __m256) -> f32 {
+pub(super) unsafe fn largest_8(x: __m256) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
         let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

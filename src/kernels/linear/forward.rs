@@ -1,0 +1,143 @@
+//! `y = x Wᵀ + b`, also of several layers at once, and with the activation behind it.
+
+use candle_core::{Result, Tensor};
+
+use super::pieces::{Piece, store};
+use super::products::{Sum, Term, rows_times_panels};
+use super::{LinearWeight, expect};
+use crate::kernels::activation::Activation;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::element::{Element, for_dtype};
+use crate::kernels::gemm::Panels;
+use crate::kernels::pool::Disjoint;
+use crate::kernels::{profile, view};
+
+/// One layer of several that read the same input.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub weight: &'a LinearWeight,
+    /// [N]
+    pub bias: Option<&'a Tensor>,
+    /// [T, N]
+    pub out: &'a Tensor,
+}
+
+/// A function of every element that follows a product while its result is in the cache: `inner` is before
+/// it, `activated` behind it, both [T, N].
+#[derive(Clone, Copy)]
+pub struct Activated<'a> {
+    pub activation: Activation,
+    pub inner: &'a Tensor,
+    pub activated: &'a Tensor,
+}
+
+/// `out [T, N] = x [T, K] Wᵀ + bias [N]`.
+///
+/// # Errors
+/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let weight = w;
+    forward_all(x, &[Projection { weight, bias, out }])
+}
+
+/// Several layers of one input, which is converted once.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_all(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
+    for_dtype!(x, forward_all_of(x, layers))
+}
+
+fn forward_all_of<T: Element>(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
+    let outs: Vec<&Tensor> = layers.iter().map(|layer| layer.out).collect();
+    view::write_list(&outs, |outs: Vec<&mut [T]>| {
+        let widths: Vec<usize> = layers.iter().map(|l| l.weight.out_features).collect();
+        let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
+        forward_into::<T>(x, layers, |cpu, piece| {
+            store(cpu, &piece, widths[piece.sum], &outs[piece.sum]);
+        })
+    })
+}
+
+/// `activated = f(inner)`, `inner = x Wᵀ + bias`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_activated(
+    x: &Tensor,
+    weight: &LinearWeight,
+    bias: Option<&Tensor>,
+    to: &Activated<'_>,
+) -> Result<()> {
+    for_dtype!(x, forward_activated_of(x, weight, bias, to))
+}
+
+fn forward_activated_of<T: Element>(
+    x: &Tensor,
+    weight: &LinearWeight,
+    bias: Option<&Tensor>,
+    to: &Activated<'_>,
+) -> Result<()> {
+    expect(to.activated, to.inner.dims())?;
+    let layer = Projection {
+        weight,
+        bias,
+        out: to.inner,
+    };
+    view::write_list(&[to.inner, to.activated], |outs: Vec<&mut [T]>| {
+        let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
+        forward_into::<T>(x, &[layer], |cpu, piece| {
+            store(cpu, &piece, weight.out_features, &outs[0]);
+            // All of it, with whatever lies behind the columns.
+            to.activation.apply(cpu, piece.data);
+            store(cpu, &piece, weight.out_features, &outs[1]);
+        })
+    })
+}
+
+/// Computes layers' outputs, with all shapes checked, and hands them to `finish` piece by piece.
+fn forward_into<T: Element>(
+    x: &Tensor,
+    layers: &[Projection<'_>],
+    finish: impl Fn(Cpu, Piece<'_>) + Sync,
+) -> Result<()> {
+    let Some(first) = layers.first().map(|layer| layer.weight) else {
+        return Ok(());
+    };
+    let rows = x.dim(0)?;
+    let (mut flop, mut bytes) = (0, 0);
+    for Projection { weight, bias, out } in layers {
+        expect(x, &[rows, weight.in_features])?;
+        expect(out, &[rows, weight.out_features])?;
+        if let Some(bias) = bias {
+            expect(bias, &[weight.out_features])?;
+        }
+        first.alike(weight)?;
+        flop += weight.flop(rows);
+        bytes += weight.bytes(rows, size_of::<T>());
+    }
+    let _op = profile::op("linear", flop, bytes);
+    let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias).collect();
+    view::read_as(x, |x: &[T]| {
+        view::read_list(&biases, |biases: &[&[f32]]| {
+            let mut biases = biases.iter().copied();
+            let sums: Vec<_> = layers
+                .iter()
+                .map(|layer| {
+                    let layout = layer.weight.forward_layout();
+                    let term = Term {
+                        left: x,
+                        depth: layer.weight.in_features,
+                        right: Panels::new(layer.weight.forward.get(layout.len()), layout),
+                    };
+                    Sum {
+                        terms: vec![term],
+                        bias: layer.bias.and_then(|_| biases.next()),
+                    }
+                })
+                .collect();
+            let cpu = first.engine.cpu();
+            rows_times_panels(first.engine, rows, &sums, |piece| finish(cpu, piece));
+        })
+    })?
+}
