@@ -7,7 +7,8 @@ use super::pieces::Piece;
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, multiply, pack_rows,
+    Aligned, DEPTH, Engine, Format, Layout, Left, MAX_WIDTH, Panels, Start, convert_rows, multiply,
+    pack_rows,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
@@ -151,7 +152,17 @@ impl<'a> Lefts<'a> {
         let lefts = terms.into_iter().zip(converted).map(|(term, buffer)| {
             let (depth, rows) = (term.depth, block.len());
             let from = &term.left[block.start * depth..block.end * depth];
-            let left = Left::of_rows(engine, from, depth, rows, depth, buffer);
+            let words = engine.words(depth);
+            // Rows that are words already are copied: the products walk through eight rows at a time, word
+            // by word, which is slow for what is not in the cache yet.
+            let copy = buffer.words(rows * words);
+            match T::as_pairs(from) {
+                Some(pairs) if engine.format() == Format::Pairs && depth.is_multiple_of(2) => {
+                    copy.copy_from_slice(pairs);
+                }
+                _ => convert_rows(engine, from, depth, rows, depth, copy),
+            }
+            let left = Left::rows(copy, words);
             (term.left.as_ptr().addr(), left)
         });
         Self(lefts.collect())
