@@ -12,9 +12,6 @@ pub trait Element: WithDType + Send + Sync {
 
     fn load<S: Lanes>(from: &[Self; LANES]) -> S;
     fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]);
-    /// The nearest one.
-    fn from_f32(x: f32) -> Self;
-    fn to_f32(self) -> f32;
     /// The elements of a storage of this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 
@@ -63,14 +60,6 @@ impl Element for f32 {
     fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]) {
         lanes.store(to);
     }
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::F32(data) => Some(data),
@@ -101,14 +90,6 @@ impl Element for bf16 {
     #[inline(always)]
     fn store<S: Lanes>(lanes: S, to: &mut [Self; LANES]) {
         lanes.store_bf16(to);
-    }
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        Self::from_f32(x)
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self.to_f32()
     }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::cpu::Cpu;
-use super::rows::{add, check_lens, for_blocks, for_listed_rows, read_all};
+use super::rows::{add, check_lens, for_blocks, for_listed_rows};
 use super::{profile, view};
 
 /// Rows of one task.
@@ -29,7 +29,7 @@ pub fn gather_sum<const N: usize>(
         }
     }
     let cpu = Cpu::best();
-    read_all(tables, |tables| {
+    view::read_list(&tables, |tables: &[&[f32]]| {
         view::write(out, |out| {
             for_blocks(rows.div_ceil(ROWS), [(out, ROWS * width)], |i, [out]| {
                 for (r, out) in out.chunks_exact_mut(width).enumerate() {

@@ -3,11 +3,12 @@
 //! The forward keeps the normalised rows and 1/σ; the backward recomputes the dropout. The gradients of
 //! gamma and beta are summed over fixed blocks of 64 rows, then over blocks in order: threads don't matter.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 
 use super::cpu::{Cpu, multiversion};
 use super::dropout::Dropout;
-use super::element::{Element, for_dtype};
+use super::element::Element;
 use super::pool::{Disjoint, parallel_for};
 use super::rows::{LANES, add, add_widened, check_lens, narrow, widen};
 use super::{profile, view};
@@ -71,31 +72,11 @@ pub fn forward(
     saved: &Saved,
     out: &Tensor,
 ) -> Result<()> {
-    if x.dtype() == out.dtype() {
-        for_dtype!(out, forward_same(norm, x, residual, saved, out))
-    } else {
-        for_dtype!(out, forward_from_f32(norm, x, residual, saved, out))
+    match (x.dtype(), out.dtype()) {
+        (DType::BF16, DType::BF16) => forward_of::<bf16, bf16>(norm, x, residual, saved, out),
+        (_, DType::BF16) => forward_of::<f32, bf16>(norm, x, residual, saved, out),
+        _ => forward_of::<f32, f32>(norm, x, residual, saved, out),
     }
-}
-
-fn forward_same<T: Element>(
-    norm: &LayerNorm,
-    x: &Tensor,
-    residual: Option<&Residual>,
-    saved: &Saved,
-    out: &Tensor,
-) -> Result<()> {
-    forward_of::<T, T>(norm, x, residual, saved, out)
-}
-
-fn forward_from_f32<T: Element>(
-    norm: &LayerNorm,
-    x: &Tensor,
-    residual: Option<&Residual>,
-    saved: &Saved,
-    out: &Tensor,
-) -> Result<()> {
-    forward_of::<f32, T>(norm, x, residual, saved, out)
 }
 
 fn forward_of<X: Element, T: Element>(
@@ -189,40 +170,13 @@ pub fn backward(
         4 * d_out.dtype().size_in_bytes() * rows * width,
     );
     partials.resize(rows.div_ceil(PARTIAL_ROWS) * 2 * width, 0.0);
-    if d_sum.dtype() == d_out.dtype() {
-        for_dtype!(
-            d_out,
-            backward_same(gamma, saved, d_out, dropped, d_sum, partials)
-        )?;
-    } else {
-        for_dtype!(
-            d_out,
-            backward_to_f32(gamma, saved, d_out, dropped, d_sum, partials)
-        )?;
-    }
+    let run = match (d_out.dtype(), d_sum.dtype()) {
+        (DType::BF16, DType::BF16) => backward_of::<bf16, bf16>,
+        (DType::BF16, _) => backward_of::<bf16, f32>,
+        _ => backward_of::<f32, f32>,
+    };
+    run(gamma, saved, d_out, dropped, d_sum, partials)?;
     add_partials(partials, width, d_gamma, d_beta)
-}
-
-fn backward_same<T: Element>(
-    gamma: &Tensor,
-    saved: &Saved,
-    d_out: &Tensor,
-    dropped: Option<&Dropped>,
-    d_sum: &Tensor,
-    partials: &mut [f32],
-) -> Result<()> {
-    backward_of::<T, T>(gamma, saved, d_out, dropped, d_sum, partials)
-}
-
-fn backward_to_f32<T: Element>(
-    gamma: &Tensor,
-    saved: &Saved,
-    d_out: &Tensor,
-    dropped: Option<&Dropped>,
-    d_sum: &Tensor,
-    partials: &mut [f32],
-) -> Result<()> {
-    backward_of::<T, f32>(gamma, saved, d_out, dropped, d_sum, partials)
 }
 
 fn backward_of<T: Element, X: Element>(

@@ -1,34 +1,12 @@
 //! How ops split their work: outputs are cut into blocks of rows, and each block has one owner, so neither
 //! the number of threads nor their order changes a result.
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::cpu::multiversion;
 use super::element::Element;
 pub(super) use super::lanes::LANES;
 use super::pool::{Disjoint, parallel_for};
-
-/// Calls `f` with the elements of several contiguous f32 CPU tensors.
-///
-/// # Errors
-/// If a tensor is not f32, not contiguous or not on the CPU.
-pub(super) fn read_all<const N: usize, R>(
-    tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> R,
-) -> Result<R> {
-    let guards = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
-            bail!("expected an f32 tensor on the CPU")
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("expected a contiguous tensor")
-        };
-        *slice = &data[start..end];
-    }
-    Ok(f(slices))
-}
 
 /// Refuses slices that do not all have `len` elements.
 ///
