@@ -1,93 +1,26 @@
 // Runs grids: takes turns among a block's threads, lets them meet, and says what went wrong.
 
-#include "emulator.hpp"
-
 #include <link.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
+#include <cstring>
 #include <mutex>
-#include <vector>
 
-#include "context.hpp"
+#include "block.hpp"
 
 dim3 gridDim, blockDim;
 uint3 blockIdx, threadIdx;
 
 namespace emulator {
-namespace {
-
-constexpr size_t STACK_BYTES = 256 << 10;
-constexpr size_t PAGE_BYTES = 4096;
-constexpr unsigned THREADS_MAX = 1024;
-constexpr size_t SHARED_BYTES_MAX = 227 << 10;
-/// Behind a block's dynamic shared memory; whoever writes there wrote past its end.
-constexpr size_t GUARD_BYTES = 1024;
-/// NaN as float and as bf16, -1 as an integer.
-constexpr unsigned char GARBAGE = 0xFF;
-
-/// A copy that a thread has asked for and not yet waited for.
-struct Copy {
-    void* shared;
-    const void* global;
-    bool valid;
-};
-
-struct Fiber {
-    Context context;
-    unsigned char* stack;
-    uint3 index;
-    unsigned number;
-    bool returned;
-    /// Where it waits; `function` is null while it can run.
-    Place waits;
-    std::vector<Copy> copies;
-    /// How many of `copies` belong to each closed group, oldest first.
-    std::vector<size_t> groups;
-};
-
-/// Lanes of one warp that wait for one another.
-struct Meeting {
-    unsigned mask, arrived;
-    Together together;
-    Place place;
-    void* slots[LANES];
-};
-
-/// Half a warp at most can wait in meetings of two.
-struct Warp {
-    Meeting meetings[LANES / 2];
-    unsigned count;
-};
-
-struct Block {
-    Kernel kernel;
-    void* const* arguments;
-    unsigned threads;
-    unsigned returned;
-    unsigned at_barrier;
-    Context scheduler;
-    Fiber* running;
-    std::vector<std::unique_ptr<Fiber>> fibers;
-    std::vector<Warp> warps;
-    Fiber* ready[THREADS_MAX];
-    unsigned ready_count;
-    size_t dynamic_bytes;
-    uint64_t random;
-    Wrong wrong;
-    char message[1024];
-    /// The OS thread that runs the grid, or 0.
-    pid_t owner;
-    alignas(1024) unsigned char dynamic[SHARED_BYTES_MAX + GUARD_BYTES];
-};
 
 Block block;
+
+namespace {
+
 /// One grid at a time: `block` and the kernels' built-in variables are one for the process.
 std::mutex one_grid;
 uint64_t next_seed = 0;
@@ -161,24 +94,6 @@ Fiber& fiber(unsigned number) {
     return *block.fibers[number];
 }
 
-void describe_failure(Wrong wrong, const char* format, va_list arguments) {
-    if (block.wrong != Wrong::Nothing) {
-        return;
-    }
-    block.wrong = wrong;
-    const int start = snprintf(block.message, sizeof block.message, "kernel %s, block (%u, %u, %u): ",
-                               block.kernel.name, blockIdx.x, blockIdx.y, blockIdx.z);
-    vsnprintf(block.message + start, sizeof block.message - static_cast<size_t>(start), format, arguments);
-}
-
-/// Notes the first failure of a launch.
-__attribute__((format(printf, 2, 3))) void note_failure(Wrong wrong, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    describe_failure(wrong, format, arguments);
-    va_end(arguments);
-}
-
 SharedVariables shared_variables() {
     SharedVariables found{nullptr, 0};
     dl_iterate_phdr(
@@ -210,95 +125,7 @@ __attribute__((noinline)) void touch_shared_variables() {
 
 SharedVariables static_shared;
 
-// --- Signals: what the kernel's own accesses do ---
-
-struct sigaction previous_actions[NSIG];
-
-void on_signal(int number, siginfo_t* info, void*) {
-    if (block.owner == 0 || block.owner != static_cast<pid_t>(syscall(SYS_gettid)) || block.running == nullptr) {
-        // Not a kernel: whoever handled it before handles it, when the instruction is tried again.
-        sigaction(number, &previous_actions[number], nullptr);
-        return;
-    }
-    if (number == SIGFPE) {
-        fail(Wrong::Other, "divides an integer by zero");
-    }
-    if (number == SIGILL) {
-        fail(Wrong::Other, "runs into a trap (an assertion, or code that cannot be reached)");
-    }
-    fail(Wrong::IllegalAddress, "touches memory that is not there, at %p", info->si_addr);
-}
-
-void catch_signals() {
-    static bool done = false;
-    if (done) {
-        return;
-    }
-    done = true;
-    struct sigaction action {};
-    action.sa_sigaction = on_signal;
-    // The handler never returns to the kernel, so the signal must not stay blocked.
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (const int number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) {
-        sigaction(number, &action, &previous_actions[number]);
-    }
-}
-
-/// Gives this OS thread a stack for signals if it has none: a fiber's stack may be what is used up.
-void have_signal_stack() {
-    stack_t now;
-    if (sigaltstack(nullptr, &now) != 0 || (now.ss_flags & SS_DISABLE) == 0) {
-        return;
-    }
-    // Never freed: an OS thread keeps it for good, and few launch kernels.
-    stack_t fresh{};
-    fresh.ss_size = 64 << 10;
-    fresh.ss_sp = malloc(fresh.ss_size);
-    sigaltstack(&fresh, nullptr);
-}
-
 // --- Blocks ---
-
-const char* state_of(const Fiber& fiber, char (&text)[256]) {
-    if (fiber.returned) {
-        snprintf(text, sizeof text, "thread (%u, %u, %u) has returned", fiber.index.x, fiber.index.y,
-                 fiber.index.z);
-    } else {
-        snprintf(text, sizeof text, "thread (%u, %u, %u) waits in %s (%s:%d)", fiber.index.x, fiber.index.y,
-                 fiber.index.z, fiber.waits.function, fiber.waits.file, fiber.waits.line);
-    }
-    return text;
-}
-
-/// Nobody can run and not everybody has returned: names a waiting thread and one that it waits for.
-void note_deadlock() {
-    const Fiber* waiting = nullptr;
-    for (unsigned i = 0; i < block.threads && waiting == nullptr; ++i) {
-        waiting = block.fibers[i]->returned ? nullptr : block.fibers[i].get();
-    }
-    const Fiber* missing = nullptr;
-    for (unsigned i = 0; i < block.threads && missing == nullptr; ++i) {
-        const Fiber& other = *block.fibers[i];
-        const bool elsewhere = other.returned || other.waits.function != waiting->waits.function ||
-                               other.waits.line != waiting->waits.line;
-        missing = elsewhere ? &other : nullptr;
-    }
-    char first[256], second[256] = "lanes that do not exist never come";
-    note_failure(Wrong::Other, "%s, for ever: %s", state_of(*waiting, first),
-                 missing == nullptr ? second : state_of(*missing, second));
-}
-
-void check_dynamic_guard() {
-    const unsigned char* const end = block.dynamic + block.dynamic_bytes;
-    for (size_t i = 0; i < GUARD_BYTES; ++i) {
-        if (end[i] != GARBAGE) {
-            note_failure(Wrong::IllegalAddress,
-                         "a thread wrote past the end of the %zu bytes of dynamic shared memory, %zu behind it",
-                         block.dynamic_bytes, i);
-            return;
-        }
-    }
-}
 
 void run_block() {
     block.returned = 0;
@@ -366,18 +193,6 @@ bool geometry_is_sound(const Geometry& geometry) {
 }  // namespace
 
 // --- What kernels call ---
-
-void fail(Wrong wrong, const char* format, ...) {
-    char what[512];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(what, sizeof what, format, arguments);
-    va_end(arguments);
-    note_failure(wrong, "thread (%u, %u, %u) %s", threadIdx.x, threadIdx.y, threadIdx.z, what);
-    // Nobody comes back to this block: its fibers are prepared afresh.
-    Context::change(block.running->context, block.scheduler);
-    abort();
-}
 
 int lane() { return static_cast<int>(block.running->number % LANES); }
 
@@ -562,7 +377,6 @@ Outcome run(const Kernel& kernel, const Geometry& geometry, void* const* argumen
     touch_shared_variables();
     static_shared = shared_variables();
     catch_signals();
-    have_signal_stack();
     block.owner = static_cast<pid_t>(syscall(SYS_gettid));
 
     const uint64_t blocks = uint64_t{gridDim.x} * gridDim.y * gridDim.z;
@@ -587,25 +401,3 @@ void require(Outcome outcome) {
 }
 
 }  // namespace emulator
-
-// --- What the compiler's checks call (-fsanitize=alignment,bounds without its library) ---
-
-namespace {
-/// How the compiler describes a place in the source; the start of what it hands over.
-struct Where {
-    const char* file;
-    unsigned line, column;
-};
-}  // namespace
-
-extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1_abort(
-    const Where* where, uintptr_t address) {
-    emulator::fail(emulator::Wrong::Misaligned, "accesses a misaligned address at %s:%u: %p", where->file,
-                   where->line, reinterpret_cast<void*>(address));
-}
-
-extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds_abort(
-    const Where* where, uintptr_t index) {
-    emulator::fail(emulator::Wrong::IllegalAddress, "uses index %lld of an array that ends before it, at %s:%u",
-                   static_cast<long long>(index), where->file, where->line);
-}
