@@ -24,6 +24,7 @@ void product_by_tiles(const bf16*, const bf16*, float*, int, int);
 void copy_every_other(const float*, float*);
 void reversed(const float*, float*);
 void bad_reversed(const float*, float*);
+void bad_neighbour(const float*, float*, int);
 void bad_reuse(const float*, float*);
 void bad_block_order(float*);
 void bad_uninitialised(float*);
@@ -276,7 +277,17 @@ TEST(a_missing_barrier_is_seen_in_some_order) {
     for (size_t i = 0; i < 128; ++i) {
         expected[i] = x[i / 64 * 64 + 63 - i % 64];
     }
-    uint64_t seen = 0, reuse_seen = 0;
+    uint64_t seen = 0, reuse_seen = 0, upwards_seen = 0, downwards_seen = 0;
+    // (One of the two is right whenever threads run in the order of their numbers, or against it.)
+    const auto neighbours_are_wrong = [&](int step) {
+        launch(bad_neighbour, {1, 64}, x.data(), wrong.data(), step);
+        for (int i = 0; i < 64; ++i) {
+            if (wrong[static_cast<size_t>(i)] != x[static_cast<size_t>(std::clamp(i + step, 0, 63))]) {
+                return 1;
+            }
+        }
+        return 0;
+    };
     for (uint64_t seed = 0; seed < SEEDS; ++seed) {
         set_seed(seed);
         launch(reversed, {2, 64}, x.data(), right.data());
@@ -285,8 +296,10 @@ TEST(a_missing_barrier_is_seen_in_some_order) {
         seen += wrong == expected ? 0 : 1;
         launch(bad_reuse, {1, 64}, x.data(), wrong.data());
         reuse_seen += std::equal(wrong.begin(), wrong.begin() + 64, x.begin()) ? 0 : 1;
+        upwards_seen += neighbours_are_wrong(1);
+        downwards_seen += neighbours_are_wrong(-1);
     }
-    CHECK(seen == SEEDS && reuse_seen == SEEDS);
+    CHECK(seen == SEEDS && reuse_seen == SEEDS && upwards_seen == SEEDS && downwards_seen == SEEDS);
 }
 
 TEST(blocks_run_in_different_orders) {

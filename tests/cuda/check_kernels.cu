@@ -194,6 +194,14 @@ extern "C" __global__ void bad_reversed(const float* x, float* out) {
 }
 EXPORT_KERNEL(bad_reversed);
 
+/// out = x of the neighbour `step` further, or its own at the ends, without a barrier. Block: 64.
+extern "C" __global__ void bad_neighbour(const float* x, float* out, int step) {
+    __shared__ float tile[64];
+    tile[threadIdx.x] = x[threadIdx.x];
+    out[threadIdx.x] = tile[max(0, min(63, static_cast<int>(threadIdx.x) + step))];
+}
+EXPORT_KERNEL(bad_neighbour);
+
 /// Reverses 64 numbers twice, and may overwrite what a slower thread has yet to read.
 extern "C" __global__ void bad_reuse(const float* x, float* out) {
     __shared__ float tile[64];
