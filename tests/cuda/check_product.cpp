@@ -280,12 +280,16 @@ TEST(what_the_library_does_not_offer_is_refused) {
 TEST(an_algorithm_is_good_for_what_it_was_chosen_for) {
     Call call;
     const Matrix a(CUDA_R_16BF, M, K, M, 1), b(CUDA_R_16BF, K, N, K, 2), d(CUDA_R_16BF, M, N, M, 3);
-    const Matrix wider_b(CUDA_R_16BF, K, N + 1, K, 2), wider_d(CUDA_R_16BF, M, N + 1, M, 3);
+    const Matrix more_b(CUDA_R_16BF, K, N + 1, K, 2), more_d(CUDA_R_16BF, M, N + 1, M, 3);
+    const Matrix wide_d(CUDA_R_32F, M, N, M, 3), sparse_d(CUDA_R_16BF, M, N, M + 1, 3);
     cublasLtMatmulHeuristicResult_t chosen;
     OK(call.choose(a, b, d, d, &chosen));
     CHECK(chosen.workspaceSize > 0);
     OK(call.multiply(a, b, d, d, &chosen.algo));
-    CHECK(call.multiply(a, wider_b, wider_d, wider_d, &chosen.algo) == CUBLAS_STATUS_INVALID_VALUE);
+    // Other sizes are nothing to it; other types, and columns less aligned, are.
+    OK(call.multiply(a, more_b, more_d, more_d, &chosen.algo));
+    CHECK(call.multiply(a, b, wide_d, wide_d, &chosen.algo) == CUBLAS_STATUS_NOT_SUPPORTED);
+    CHECK(call.multiply(a, b, sparse_d, sparse_d, &chosen.algo) == CUBLAS_STATUS_NOT_SUPPORTED);
     CHECK(call.multiply(a, b, d, d, &chosen.algo, 16) == CUBLAS_STATUS_INVALID_VALUE);
     // A matrix that begins 16 bytes further is less aligned than was promised, until that is promised.
     Matrix moved = a;
