@@ -23,12 +23,17 @@ pub fn device() -> Device {
 /// Builds the emulated libraries, if anything changed, and loads them: a later `dlopen` of their names finds them.
 fn load_emulated_driver() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let out = std::env::current_exe().unwrap().with_file_name("emulated-cuda");
+    let out = std::env::current_exe()
+        .unwrap()
+        .with_file_name("emulated-cuda");
     let built = Command::new("bash")
         .arg(package.join("tests/cuda/build.sh"))
         .arg(&out)
         .status();
-    assert!(built.unwrap().success(), "the emulated driver does not build");
+    assert!(
+        built.unwrap().success(),
+        "the emulated driver does not build"
+    );
     for library in ["libcuda.so", "libcublasLt.so"] {
         // SAFETY: our own libraries; their initialisers register kernels.
         let library = unsafe { libloading::Library::new(out.join(library)) }.unwrap();
