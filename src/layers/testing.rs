@@ -42,7 +42,7 @@ pub fn on_cpu() -> Compute {
 
 /// All kinds of device, in f32: a test's body runs on each.
 pub fn everywhere() -> [Compute; 2] {
-    [Device::Cpu, cuda::emulated::device()].map(|device| Compute {
+    cuda::emulated::devices().map(|device| Compute {
         device,
         precision: Precision::F32,
     })

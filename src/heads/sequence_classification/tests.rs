@@ -2,10 +2,11 @@ use candle_core::DType;
 use serde_json::json;
 
 use super::*;
+use crate::kernels::cuda::emulated;
 use crate::kernels::device::Device;
 use crate::kernels::linear::Precision;
 use crate::kernels::pool;
-use crate::layers::testing::{Oracle, assert_close};
+use crate::layers::testing::{Oracle, assert_close, everywhere};
 use crate::models::oracle::{TinyBert, fixture, logits, mean_loss};
 
 const SEED: Option<DropoutSeed> = Some(DropoutSeed { seed: 3, step: 9 });
@@ -34,9 +35,13 @@ fn gradients(model: &SequenceClassifier) -> Vec<Vec<f32>> {
 
 #[test]
 fn loss_logits_and_every_gradient_are_those_of_pytorch() {
+    everywhere().iter().for_each(check_against_pytorch);
+}
+
+fn check_against_pytorch(compute: &Compute) {
     let tiny = TinyBert::read();
     let (mut model, report) =
-        SequenceClassifier::load(&fixture("tiny-bert"), 3, 0, &Precision::F32.into()).unwrap();
+        SequenceClassifier::load(&fixture("tiny-bert"), 3, 0, compute).unwrap();
     assert_eq!(report, LoadReport::default());
     let sum = model
         .forward_backward(&tiny.input(), &tiny.labels, SEED, &MEAN)
@@ -54,6 +59,32 @@ fn loss_logits_and_every_gradient_are_those_of_pytorch() {
     let logits =
         Tensor::from_vec(model.logits(&tiny.input()).unwrap(), (3, 3), &Device::Cpu).unwrap();
     assert_close("logits", &logits, &tiny.expected["logits"]);
+}
+
+/// A step has a GPU path throughout: nothing goes to the host and back.
+#[test]
+fn a_step_stays_on_the_gpu() {
+    let tiny = TinyBert::read();
+    for precision in [Precision::F32, Precision::Bf16] {
+        // A GPU of its own: the count is not another test's.
+        let gpu = emulated::another();
+        let compute = Compute {
+            device: Device::Gpu(gpu.clone()),
+            precision,
+        };
+        let dir = TinyBert::folder_with(&json!({ "hidden_dropout_prob": 0.2 }));
+        let (mut model, _) = SequenceClassifier::load(dir.path(), 3, 0, &compute).unwrap();
+        model.parameters().zero_grad().unwrap();
+        model
+            .forward_backward(&tiny.input(), &tiny.labels, SEED, &MEAN)
+            .unwrap();
+        model.parameters().grad_sums_of_squares().unwrap();
+        model.weights_changed().unwrap();
+        assert_eq!(gpu.round_trips(), 0, "{precision:?}");
+        // The count counts.
+        model.logits(&tiny.input()).unwrap();
+        assert_eq!(gpu.round_trips(), 1);
+    }
 }
 
 #[test]
@@ -346,19 +377,27 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn gradients_in_bf16_point_where_those_in_f32_do() {
     let tiny = TinyBert::read();
-    let run = |precision: Precision| {
+    let run = |compute: &Compute| {
         let dir = fixture("tiny-bert");
-        let (mut model, _) = SequenceClassifier::load(&dir, 3, 0, &precision.into()).unwrap();
+        let (mut model, _) = SequenceClassifier::load(&dir, 3, 0, compute).unwrap();
         model
             .forward_backward(&tiny.input(), &tiny.labels, None, &MEAN)
             .unwrap();
         gradients(&model).concat()
     };
-    let (a, b) = (run(Precision::F32), run(Precision::Bf16));
+    let a = run(&Precision::F32.into());
+    let b = everywhere().map(|compute| {
+        run(&Compute {
+            precision: Precision::Bf16,
+            ..compute
+        })
+    });
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         let products = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b));
         products.sum()
     };
-    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
-    assert!(cosine > 0.999, "{cosine}");
+    for b in b {
+        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+        assert!(cosine > 0.999, "{cosine}");
+    }
 }

@@ -118,6 +118,9 @@ fn run(x: &Tensor, y: &Tensor, op: impl Fn(Cpu, &[f32], &mut [f32]) + Sync) -> R
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
+    use crate::kernels::cuda::emulated::{device, devices};
     use crate::kernels::device::Device;
 
     use super::*;
@@ -125,29 +128,64 @@ mod tests {
     /// Backward against central differences of the forward, over more than one block.
     #[test]
     fn every_named_activation_has_the_derivative_of_its_forward() {
+        for device in devices() {
+            for &name in Activation::NAMES {
+                check_slopes(name, &device);
+            }
+        }
+    }
+
+    fn check_slopes(name: &str, device: &Device) {
+        let activation = Activation::from_name(name).unwrap();
+        let at = |shift: f32| {
+            let x: Vec<f32> = (0..9001)
+                .map(|i| (i as f32 - 4500.5) * 1e-3 + shift)
+                .collect();
+            Tensor::from_vec(x, 9001, device).unwrap()
+        };
+        let value = |shift| {
+            let (x, y) = (at(shift), at(0.0));
+            activation.forward(&x, &y).unwrap();
+            y.to_vec1::<f32>().unwrap()
+        };
+        let h = 1.0 / 256.0;
+        let d = Tensor::full(1.0, 9001, device).unwrap();
+        activation.backward(&at(0.0), &d).unwrap();
+        let (up, down) = (value(h), value(-h));
+        for (i, d) in d.to_vec1::<f32>().unwrap().iter().enumerate() {
+            let kink = name == "relu" && i.abs_diff(4500) < 8;
+            let slope = (up[i] - down[i]) / (2.0 * h);
+            assert!(kink || (d - slope).abs() < 3e-4, "{name} {i} on {device:?}");
+        }
+    }
+
+    /// Values and slopes are the CPU's, in f32 and in bf16.
+    #[test]
+    fn devices_agree() {
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) * 0.01).collect();
         for &name in Activation::NAMES {
             let activation = Activation::from_name(name).unwrap();
-            let at = |shift: f32| {
-                let x: Vec<f32> = (0..9000)
-                    .map(|i| (i as f32 - 4500.5) * 1e-3 + shift)
-                    .collect();
-                Tensor::from_vec(x, 9000, &Device::Cpu).unwrap()
+            let run = |device: &Device, dtype| {
+                let x = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap();
+                let x = x.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                let out = x.zeros_like().unwrap();
+                let d = x.copy().unwrap();
+                activation.forward(&x, &out).unwrap();
+                activation.backward(&x, &d).unwrap();
+                [out, d].map(|t| {
+                    let t = t.to_dtype(DType::F32).unwrap();
+                    t.to_vec1::<f32>().unwrap()
+                })
             };
-            let value = |shift| {
-                let (x, y) = (at(shift), at(0.0));
-                activation.forward(&x, &y).unwrap();
-                y.to_vec1::<f32>().unwrap()
-            };
-            let h = 1.0 / 256.0;
-            let d = Tensor::full(1.0, 9000, &Device::Cpu).unwrap();
-            activation.backward(&at(0.0), &d).unwrap();
-            let (up, down) = (value(h), value(-h));
-            for (i, d) in d.to_vec1::<f32>().unwrap().iter().enumerate() {
-                let kink = name == "relu" && i.abs_diff(4500) < 8;
-                assert!(
-                    kink || (d - (up[i] - down[i]) / (2.0 * h)).abs() < 3e-4,
-                    "{name} {i}"
-                );
+            let expected = run(&Device::Cpu, DType::F32).concat();
+            for (dtype, share) in [(DType::F32, 1e-5), (DType::BF16, 0.02)] {
+                let actual = run(&device(), dtype).concat();
+                for (a, e) in actual.iter().zip(&expected) {
+                    assert!(
+                        (a - e).abs() <= share * e.abs().max(0.3),
+                        "{name} {dtype:?}: {a} {e}"
+                    );
+                }
             }
         }
     }

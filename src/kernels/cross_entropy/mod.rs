@@ -88,6 +88,7 @@ fn item_gradient(x: &[f32], label: u32, smoothing: f64, log_sum: f64, scale: f64
 
 #[cfg(test)]
 mod tests {
+    use crate::kernels::cuda::emulated::devices;
     use crate::kernels::device::Device;
 
     use super::*;
@@ -96,7 +97,11 @@ mod tests {
     const LABELS: [u32; 2] = [2, 1];
 
     fn tensor(x: &[f32]) -> Tensor {
-        Tensor::from_slice(x, (x.len() / 3, 3), &Device::Cpu).unwrap()
+        tensor_on(&Device::Cpu, x)
+    }
+
+    fn tensor_on(device: &Device, x: &[f32]) -> Tensor {
+        Tensor::from_slice(x, (x.len() / 3, 3), device).unwrap()
     }
 
     /// Straight from the definition.
@@ -112,8 +117,15 @@ mod tests {
 
     #[test]
     fn loss_and_gradient_match_the_definition_and_its_differences() {
-        for epsilon in [0.0f32, 0.1] {
-            let (logits, d) = (tensor(&LOGITS), tensor(&[9.0; 6]));
+        for device in devices() {
+            check(&device, 0.0);
+            check(&device, 0.1);
+        }
+    }
+
+    fn check(device: &Device, epsilon: f32) {
+        {
+            let (logits, d) = (tensor_on(device, &LOGITS), tensor_on(device, &[9.0; 6]));
             let loss = cross_entropy(&logits, &LABELS, epsilon, Some((&d, 0.25))).unwrap();
             let x: Vec<f64> = LOGITS.iter().map(|&x| f64::from(x)).collect();
             assert!((loss - reference(&x, epsilon.into())).abs() < 1e-9);
@@ -133,10 +145,12 @@ mod tests {
 
     #[test]
     fn huge_logits_stay_finite_and_nan_shows() {
-        let loss = cross_entropy(&tensor(&[1e4, -1e4, 0.0]), &[0], 0.0, None).unwrap();
-        assert_eq!(loss, 0.0);
-        let loss = cross_entropy(&tensor(&[f32::NAN, 0.0, 0.0]), &[1], 0.0, None).unwrap();
-        assert!(loss.is_nan());
+        for device in devices() {
+            let logits = tensor_on(&device, &[1e4, -1e4, 0.0]);
+            assert_eq!(cross_entropy(&logits, &[0], 0.0, None).unwrap(), 0.0);
+            let logits = tensor_on(&device, &[f32::NAN, 0.0, 0.0]);
+            assert!(cross_entropy(&logits, &[1], 0.0, None).unwrap().is_nan());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 use super::Gpu;
 use crate::kernels::device::Device;
@@ -11,13 +11,23 @@ use crate::kernels::device::Device;
 /// The one GPU of all tests of a process.
 pub fn device() -> Device {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| {
+    Device::Gpu(GPU.get_or_init(another).clone())
+}
+
+/// The same card, opened once more: with counts and a cuBLASLt of its own.
+pub fn another() -> Arc<Gpu> {
+    static LOADED: Once = Once::new();
+    LOADED.call_once(|| {
         if std::env::var_os("CHANDLER_TEST_GPU").is_none() {
             load_emulated_driver();
         }
-        Gpu::open(0).unwrap()
     });
-    Device::Gpu(gpu.clone())
+    Gpu::open(0).unwrap()
+}
+
+/// All kinds of device: a test's body runs on each.
+pub fn devices() -> [Device; 2] {
+    [Device::Cpu, device()]
 }
 
 /// Builds the emulated libraries, if anything changed, and loads them: a later `dlopen` of their names finds them.

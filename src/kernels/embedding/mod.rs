@@ -120,19 +120,27 @@ pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Ten
 
 #[cfg(test)]
 mod tests {
+    use crate::kernels::cuda::emulated::devices;
     use crate::kernels::device::Device;
     use candle_core::DType;
 
     use super::*;
 
-    fn rows(x: &[[f32; 2]]) -> Tensor {
-        Tensor::from_vec(x.concat(), (x.len(), 2), &Device::Cpu).unwrap()
+    fn rows(device: &Device, x: &[[f32; 2]]) -> Tensor {
+        Tensor::from_vec(x.concat(), (x.len(), 2), device).unwrap()
     }
 
     #[test]
     fn rows_are_gathered_and_summed() {
-        let (a, b) = (rows(&[[1., 2.], [3., 4.]]), rows(&[[10., 20.]]));
-        let out = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
+        devices().iter().for_each(check_gather);
+    }
+
+    fn check_gather(device: &Device) {
+        let (a, b) = (
+            rows(device, &[[1., 2.], [3., 4.]]),
+            rows(device, &[[10., 20.]]),
+        );
+        let out = Tensor::zeros((3, 2), DType::F32, device).unwrap();
         gather_sum([&a, &b], [(&[1, 0, 1]).into(), (&[0, 0, 0]).into()], &out).unwrap();
         assert_eq!(
             out.to_vec2::<f32>().unwrap(),
@@ -144,8 +152,12 @@ mod tests {
 
     #[test]
     fn repeated_ids_add_up_on_top_of_what_was_there() {
-        let table = rows(&[[1., 1.], [0., 0.], [5., 5.]]);
-        let d = rows(&[[1., 2.], [3., 4.], [5., 6.]]);
+        devices().iter().for_each(check_scatter);
+    }
+
+    fn check_scatter(device: &Device) {
+        let table = rows(device, &[[1., 1.], [0., 0.], [5., 5.]]);
+        let d = rows(device, &[[1., 2.], [3., 4.], [5., 6.]]);
         let mut scatter = Scatter::default();
         scatter_add(&d, &[1, 0, 1], &mut scatter, &table).unwrap();
         assert_eq!(
@@ -153,5 +165,34 @@ mod tests {
             [[4., 5.], [6., 8.], [5., 5.]]
         );
         assert!(scatter_add(&d, &[1, 0, 3], &mut scatter, &table).is_err());
+    }
+
+    /// One id has more tokens than a chunk, others a few: partial sums and whole ones side by side, twice, as
+    /// the plan's memory is used again.
+    #[test]
+    fn long_runs_of_one_id_add_up_on_every_device() {
+        for device in devices() {
+            let mut scatter = Scatter::default();
+            let table = Tensor::zeros((5, 3), DType::F32, &device).unwrap();
+            let mut expected = [[0f64; 3]; 5];
+            for tokens in [300u32, 150] {
+                let ids: Vec<u32> = (0..tokens)
+                    .map(|t| if t % 7 == 0 { t % 5 } else { 2 })
+                    .collect();
+                let values: Vec<f32> = (0..tokens * 3).map(|i| (i as f32 * 0.7).sin()).collect();
+                for (row, &id) in values.chunks(3).zip(&ids) {
+                    for (sum, &x) in expected[id as usize].iter_mut().zip(row) {
+                        *sum += f64::from(x);
+                    }
+                }
+                let d = Tensor::from_vec(values, (tokens as usize, 3), &device).unwrap();
+                scatter_add(&d, &ids, &mut scatter, &table).unwrap();
+            }
+            for (row, expected) in table.to_vec2::<f32>().unwrap().iter().zip(expected) {
+                for (x, e) in row.iter().zip(expected) {
+                    assert!((f64::from(*x) - e).abs() < 1e-5, "{x} {e} on {device:?}");
+                }
+            }
+        }
     }
 }

@@ -148,6 +148,7 @@ fn check<'a>(
 
 #[cfg(test)]
 mod tests {
+    use crate::kernels::cuda::emulated::devices;
     use crate::kernels::device::Device;
     use candle_core::DType;
 
@@ -155,9 +156,13 @@ mod tests {
 
     #[test]
     fn gathered_rows_scatter_back_to_where_they_came_from() {
+        devices().iter().for_each(check_rows);
+    }
+
+    fn check_rows(device: &Device) {
         let numbers = (0u8..10).map(f32::from).collect();
-        let x = Tensor::from_vec(numbers, (5, 2), &Device::Cpu).unwrap();
-        let first = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
+        let x = Tensor::from_vec(numbers, (5, 2), device).unwrap();
+        let first = Tensor::zeros((2, 2), DType::F32, device).unwrap();
         gather(&x, &[0, 3, 5], &first).unwrap();
         assert_eq!(first.to_vec2::<f32>().unwrap(), [[0., 1.], [6., 7.]]);
         scatter_add(&first, &[0, 3, 5], &x).unwrap();
@@ -171,15 +176,34 @@ mod tests {
 
     #[test]
     fn rows_are_multiplied_by_their_own_factors() {
+        devices().iter().for_each(check_factors);
+    }
+
+    fn check_factors(device: &Device) {
         let dropout = Dropout::new(0.4, 1, 2, 3);
-        let x = Tensor::ones((20, 50), DType::F32, &Device::Cpu).unwrap();
+        let x = Tensor::ones((20, 150), DType::F32, device).unwrap();
         let keys: Vec<u64> = (100..120).collect();
         drop_out(&x, dropout, &keys).unwrap();
         for (row, key) in x.to_vec2::<f32>().unwrap().iter().zip(keys) {
-            let mut factors = vec![0f32; 50];
+            let mut factors = vec![0f32; 150];
             dropout.factors(key, &mut factors);
             assert_eq!(*row, factors);
         }
         assert!(drop_out(&x, dropout, &[1]).is_err());
+    }
+
+    #[test]
+    fn casts_round_to_the_nearest_and_back() {
+        for device in devices() {
+            let long: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin()).collect();
+            let x = Tensor::from_slice(&long, 1003, &device).unwrap();
+            let short = Tensor::zeros(1003, DType::BF16, &device).unwrap();
+            let back = x.zeros_like().unwrap();
+            cast(&x, &short).unwrap();
+            cast(&short, &back).unwrap();
+            let expected = long.iter().map(|&x| half::bf16::from_f32(x).to_f32());
+            assert!(back.to_vec1::<f32>().unwrap().into_iter().eq(expected));
+            assert!(cast(&x, &Tensor::zeros(3, DType::BF16, &device).unwrap()).is_err());
+        }
     }
 }

@@ -1,3 +1,4 @@
+use crate::kernels::cuda::emulated::device;
 use crate::kernels::device::Device;
 
 use super::backward_weight::backward_weight_on;
@@ -102,6 +103,73 @@ impl Case {
                 sum(t, 1.0, &|l| f64::from(self.dy[l * n + j]))
             }),
         ]
+    }
+}
+
+/// The same on a GPU, whose activations are of the precision's type.
+fn run_on_gpu(case: &Case, precision: Precision) -> Results {
+    let ([t, n, k], device) = (case.dims, device());
+    let dtype = match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+    };
+    let on_gpu = |data: Vec<f32>, dims: &[usize], dtype| {
+        let tensor = tensor(data, dims).to_dtype(dtype).unwrap();
+        tensor.to_device(&device).unwrap()
+    };
+    let ones = |dims: &[usize], dtype| on_gpu(vec![1.0; dims.iter().product()], dims, dtype);
+    let (y, dx) = (ones(&[t, n], dtype), ones(&[t, k], dtype));
+    let (dw, db) = (ones(&[n, k], DType::F32), ones(&[n], DType::F32));
+    let x = on_gpu(case.x.clone(), &[t, k], dtype);
+    let dy = on_gpu(case.dy.clone(), &[t, n], dtype);
+    let weight = on_gpu(case.w.clone(), &[n, k], DType::F32);
+    let w = LinearWeight::new(&weight, precision).unwrap();
+    let bias = on_gpu(case.b.clone(), &[n], dtype);
+    forward(&x, &w, Some(&bias), &y).unwrap();
+    backward_input(&dy, &w, &dx, true).unwrap();
+    backward_weight(&dy, &x, precision, &dw, Some(&db)).unwrap();
+    [&y, &dx, &dw, &db].map(|t| t.to_dtype(DType::F32).unwrap().to_vec1().unwrap())
+}
+
+#[test]
+fn a_gpu_gives_what_triple_loops_give() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        // Rounded to bf16: inputs, and what is kept as bf16.
+        let engine = Engine::on(Cpu::each().next().unwrap(), precision);
+        for dims in [
+            [1, 2, 16],
+            [5, 8, 24],
+            [33, 1, 1],
+            [70, 40, 56],
+            [600, 33, 17],
+        ] {
+            let mut case = Case::new(engine, dims);
+            if precision == Precision::Bf16 {
+                // As it is on the GPU, for the sum that is the bias's gradient.
+                let round = |x: &mut f32| *x = half::bf16::from_f32(*x).to_f32();
+                case.dy.iter_mut().for_each(round);
+            }
+            let expected = case.reference();
+            for (i, (got, expected)) in run_on_gpu(&case, precision)
+                .iter()
+                .zip(expected)
+                .enumerate()
+            {
+                assert_eq!(got.len(), expected.len());
+                for (x, y) in got.iter().zip(expected) {
+                    let share = if precision == Precision::F32 {
+                        1e-5
+                    } else {
+                        8e-3
+                    };
+                    let off = (x - y).abs();
+                    assert!(
+                        off < share * y.abs().max(4.0),
+                        "{precision:?} {dims:?} {i}: {x} {y}"
+                    );
+                }
+            }
+        }
     }
 }
 
