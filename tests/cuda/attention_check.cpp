@@ -26,7 +26,9 @@ struct Problem {
     bool first_only;
     double probability;
     /// Of q's and k's elements: the larger, the fewer keys matter to a query.
-    double spread;
+    double spread = 1;
+    /// Added to q's elements and taken from k's: makes all scores negative.
+    double bias = 0;
 
     unsigned sequences() const { return static_cast<unsigned>(lengths.size()); }
     unsigned longest() const { return *std::max_element(lengths.begin(), lengths.end()); }
@@ -78,7 +80,7 @@ struct Reference {
 
 /// An error for the reference, to see that the comparison sees it.
 struct Planted {
-    /// Keys overlooked at the end of the longest sequence.
+    /// Keys overlooked at the end of each sequence of 8 or more.
     unsigned missing = 0;
     /// Added to dropout's site.
     unsigned site = 0;
@@ -99,9 +101,8 @@ void for_each_query(const Problem& problem, const Tensors& in, const Planted& pl
     Dropout dropout = problem.dropout();
     dropout.site += planted.site;
     const std::vector<unsigned> starts = problem.starts();
-    const unsigned longest = problem.longest();
     for (unsigned b = 0; b < problem.sequences(); ++b) {
-        const unsigned n = problem.lengths[b] - (problem.lengths[b] == longest ? planted.missing : 0);
+        const unsigned n = problem.lengths[b] - (problem.lengths[b] >= 8 ? planted.missing : 0);
         const unsigned asking = problem.first_only ? std::min(1u, n) : problem.lengths[b];
         for (unsigned i = 0; i < asking; ++i) {
             for (int head = 0; head < problem.heads; ++head) {
@@ -143,7 +144,8 @@ void add(const Query& query, double weight, double most, const double* from, dou
     }
 }
 
-void reference_forward(const Problem& problem, const Tensors& in, Reference& out, const Planted& planted = {}) {
+void reference_forward(const Problem& problem, const Tensors& in, Reference& out,
+                       const Planted& planted = {}) {
     const size_t dim = problem.dim;
     out.values.ctx.assign(in.q.size(), 0.0);
     out.scales.ctx.assign(in.q.size() / dim, 0.0);
@@ -187,7 +189,8 @@ void reference_backward(const Problem& problem, const Tensors& in, const Matrix&
             const double dp = query.factors[j] * std::inner_product(dctx, dctx + dim, &in.v[key], 0.0);
             const double scale = p / std::sqrt(problem.dim);
             const double ds = scale * (dp - delta);
-            const double most = scale * (query.factors[j] * spread_of(dctx, &in.v[key], dim) + delta_spread);
+            const double dp_spread = query.factors[j] * spread_of(dctx, &in.v[key], dim);
+            const double most = scale * (dp_spread + delta_spread);
             add(query, ds, most, &in.k[key], &out.values.dq[query.at], out.scales.dq[query.at / dim]);
             add(query, ds, most, &in.q[query.at], &out.values.dk[key], out.scales.dk[key / dim]);
             add(query, dropped, dropped, dctx, &out.values.dv[key], out.scales.dv[key / dim]);
@@ -233,7 +236,8 @@ private:
 template <typename T>
 Buffer<T> filled(const Matrix& from) {
     Buffer<T> to(from.size());
-    std::transform(from.begin(), from.end(), to.get(), [](double x) { return from_float<T>(static_cast<float>(x)); });
+    std::transform(from.begin(), from.end(), to.get(),
+                   [](double x) { return from_float<T>(static_cast<float>(x)); });
     return to;
 }
 
@@ -245,19 +249,20 @@ Tensors inputs(const Problem& problem, uint64_t seed) {
         state = state * 6364136223846793005 + 1442695040888963407;
         return static_cast<double>(state >> 11) / 9007199254740992.0 + 1e-12;
     };
-    const auto random = [&](size_t count, double spread) {
+    const auto random = [&](size_t count, double spread, double mean) {
         Matrix all(count);
         for (double& x : all) {
-            const double normal = std::sqrt(-2 * std::log(uniform())) * std::cos(6.283185307179586 * uniform());
-            x = to_float(from_float<T>(static_cast<float>(spread * normal)));
+            const double radius = std::sqrt(-2 * std::log(uniform()));
+            const double normal = radius * std::cos(6.283185307179586 * uniform());
+            x = to_float(from_float<T>(static_cast<float>(mean + spread * normal)));
         }
         return all;
     };
     Tensors tensors;
-    tensors.q = random(problem.rows() * problem.width(), problem.spread);
-    tensors.k = random(problem.tokens() * problem.width(), problem.spread);
-    tensors.v = random(problem.tokens() * problem.width(), 1.0);
-    tensors.dctx = random(problem.rows() * problem.width(), 1.0);
+    tensors.q = random(problem.rows() * problem.width(), problem.spread, problem.bias);
+    tensors.k = random(problem.tokens() * problem.width(), problem.spread, -problem.bias);
+    tensors.v = random(problem.tokens() * problem.width(), 1, 0);
+    tensors.dctx = random(problem.rows() * problem.width(), 1, 0);
     for (unsigned i = 0; i < problem.tokens(); ++i) {
         tensors.token_keys.push_back(static_cast<uint64_t>(uniform() * 1e18));
     }
@@ -289,7 +294,8 @@ using Outputs = std::map<std::string, std::vector<unsigned char>>;
 /// Runs the three kernels; results go to `got`, their bits are returned.
 template <typename T>
 Outputs run(const Problem& problem, const Tensors& tensors, bool fast, Tensors& got) {
-    const std::string type = sizeof(T) == 4 ? "_f32" : fast ? "_bf16_hd" + std::to_string(problem.dim) : "_bf16";
+    const int hd = problem.dim;
+    const std::string type = sizeof(T) == 4 ? "_f32" : fast ? "_bf16_hd" + std::to_string(hd) : "_bf16";
     Buffer<T> q = filled<T>(tensors.q), k = filled<T>(tensors.k), v = filled<T>(tensors.v);
     Buffer<T> dctx = filled<T>(tensors.dctx), ctx(tensors.q.size()), dq(tensors.q.size());
     Buffer<T> dk(tensors.k.size()), dv(tensors.k.size());
@@ -307,22 +313,22 @@ Outputs run(const Problem& problem, const Tensors& tensors, bool fast, Tensors& 
     };
     const unsigned *cu = cu_seqlens.get();
     const uint64_t *keys = token_keys.get();
+    const T *p_q = q.get(), *p_k = k.get(), *p_v = v.get(), *p_dctx = dctx.get();
     if (fast) {
-        const size_t hd = problem.dim;
-        launch("attention_forward" + type, grid(longest, 64), 640 * hd, q.get(), k.get(), v.get(), ctx.get(),
-               lse.get(), cu, keys, dropout);
-        launch("attention_backward_dq" + type, grid(longest, 64), 768 * hd, dctx.get(), q.get(), k.get(), v.get(),
+        launch("attention_forward" + type, grid(longest, 64), 640 * hd, p_q, p_k, p_v, ctx.get(), lse.get(),
+               cu, keys, dropout);
+        launch("attention_backward_dq" + type, grid(longest, 64), 768 * hd, p_dctx, p_q, p_k, p_v,
                ctx.get(), lse.get(), delta.get(), dq.get(), cu, keys, dropout);
-        launch("attention_backward_dkdv" + type, grid(longest, 128), 1024 * hd + 3584, dctx.get(), q.get(), k.get(),
-               v.get(), lse.get(), delta.get(), dk.get(), dv.get(), cu, keys, dropout);
+        launch("attention_backward_dkdv" + type, grid(longest, 128), 1024 * hd + 3584, p_dctx, p_q, p_k,
+               p_v, lse.get(), delta.get(), dk.get(), dv.get(), cu, keys, dropout);
     } else {
-        const int hd = problem.dim, first = problem.first_only;
+        const int first = problem.first_only;
         const size_t shared = 384 * ceil_div(hd, 4) * 4 + 4352;
-        launch("attention_forward" + type, grid(asking, 16), shared, q.get(), k.get(), v.get(), ctx.get(),
-               lse.get(), cu, keys, hd, first, dropout);
-        launch("attention_backward_dq" + type, grid(asking, 16), shared, dctx.get(), q.get(), k.get(), v.get(),
-               ctx.get(), lse.get(), delta.get(), dq.get(), cu, keys, hd, first, dropout);
-        launch("attention_backward_dkdv" + type, grid(longest, 16), shared, dctx.get(), q.get(), k.get(), v.get(),
+        launch("attention_forward" + type, grid(asking, 16), shared, p_q, p_k, p_v, ctx.get(), lse.get(),
+               cu, keys, hd, first, dropout);
+        launch("attention_backward_dq" + type, grid(asking, 16), shared, p_dctx, p_q, p_k, p_v, ctx.get(),
+               lse.get(), delta.get(), dq.get(), cu, keys, hd, first, dropout);
+        launch("attention_backward_dkdv" + type, grid(longest, 16), shared, p_dctx, p_q, p_k, p_v,
                lse.get(), delta.get(), dk.get(), dv.get(), cu, keys, hd, first, dropout);
     }
     got.ctx = ctx.numbers(), got.lse = lse.numbers(), got.dq = dq.numbers();
@@ -380,9 +386,10 @@ void expect(bool holds, const std::string& what, const char* of) {
 
 const char* label(const Problem& problem, const char* kernels) {
     static char text[160];
-    std::snprintf(text, sizeof text, "%s hd %d, %zu sequences, %s, dropout %.2f, spread %.1f", kernels, problem.dim,
-                  problem.lengths.size(), problem.first_only ? "first tokens" : "all tokens", problem.probability,
-                  problem.spread);
+    std::snprintf(text, sizeof text, "%s hd %d, %zu sequences, %s, dropout %.2f, spread %.1f, bias %.0f",
+                  kernels, problem.dim, problem.lengths.size(),
+                  problem.first_only ? "first tokens" : "all tokens", problem.probability,
+                  problem.spread, problem.bias);
     return text;
 }
 
@@ -397,7 +404,7 @@ void check(const Problem& problem, bool fast) {
     Reference want;
     reference_forward(problem, in, want);
     reference_backward(problem, in, got.ctx, got.lse, want);
-    std::printf("%-75s", what.c_str());
+    std::printf("%-80s", what.c_str());
     const std::vector<Named> errors = errors_of<T>(got, want);
     for (const Named& of : errors) {
         std::printf("  %s %.1e", of.name, of.error);
@@ -420,7 +427,7 @@ void check(const Problem& problem, bool fast) {
         reference_backward(problem, in, got.ctx, got.lse, want, planted);
         for (const Named& of : errors_of<T>(got, want)) {
             const bool differs = planted.missing > 0 || std::string(of.name) != "lse";
-            expect(!differs || !(of.error < of.bound), what, "an error planted in the reference was not seen");
+            expect(!differs || !(of.error < of.bound), what, "a planted error was not seen");
         }
     }
 }
@@ -429,9 +436,9 @@ void check(const Problem& problem, bool fast) {
 template <typename T>
 void check_company(const Problem& together, bool fast) {
     const std::string what = label(together, sizeof(T) == 4 ? "f32" : fast ? "bf16 fast" : "bf16");
-    const Tensors tensors = inputs<T>(together, 5);
+    const Tensors in = inputs<T>(together, 5);
     Tensors got;
-    Outputs all = run<T>(together, tensors, fast, got);
+    Outputs all = run<T>(together, in, fast, got);
     const std::vector<unsigned> starts = together.starts();
     for (unsigned b = 0; b < together.sequences(); ++b) {
         Problem alone = together;
@@ -441,15 +448,44 @@ void check_company(const Problem& together, bool fast) {
             return Matrix(all.begin() + first * together.width(), all.begin() + last * together.width());
         };
         Tensors part;
-        part.q = rows(tensors.q, from, to), part.dctx = rows(tensors.dctx, from, to);
-        part.k = rows(tensors.k, starts[b], starts[b + 1]), part.v = rows(tensors.v, starts[b], starts[b + 1]);
-        part.token_keys = {tensors.token_keys.begin() + starts[b], tensors.token_keys.begin() + starts[b + 1]};
+        part.q = rows(in.q, from, to);
+        part.dctx = rows(in.dctx, from, to);
+        part.k = rows(in.k, starts[b], starts[b + 1]);
+        part.v = rows(in.v, starts[b], starts[b + 1]);
+        part.token_keys = {in.token_keys.begin() + starts[b], in.token_keys.begin() + starts[b + 1]};
         for (const auto& [name, bits] : run<T>(alone, part, fast, got)) {
             const bool of_keys = name == "dk" || name == "dv";
             const size_t per_row = all[name].size() / (of_keys ? together.tokens() : together.rows());
             const auto first = all[name].begin() + per_row * (of_keys ? starts[b] : from);
             expect(std::equal(bits.begin(), bits.end(), first), what, "bits depend on the company");
         }
+    }
+}
+
+/// A NaN in one sequence's input is in all that depends on it, and in nothing of another sequence.
+template <typename T>
+void check_nan(const Problem& problem, bool fast) {
+    const std::string what = label(problem, sizeof(T) == 4 ? "f32" : fast ? "bf16 fast" : "bf16");
+    const std::vector<unsigned> starts = problem.starts();
+    const unsigned first = starts[1], last = starts[2];
+    for (Matrix Tensors::* input : {&Tensors::q, &Tensors::k, &Tensors::v, &Tensors::dctx}) {
+        Tensors in = inputs<T>(problem, 3), got;
+        (in.*input)[first * problem.width()] = NAN;
+        run<T>(problem, in, fast, got);
+        const bool scores = input == &Tensors::q || input == &Tensors::k, forward = input != &Tensors::dctx;
+        // Of head 0's first row in the sequence, the one with the NaN. (dv's does not see v.)
+        const std::vector<std::pair<const Matrix*, bool>> outputs{
+            {&got.ctx, forward}, {&got.dq, true}, {&got.dk, true}, {&got.dv, input != &Tensors::v}};
+        for (const auto& [output, hit] : outputs) {
+            const bool found = std::isnan((*output)[first * problem.width()]);
+            expect(found == hit, what, "a NaN was hidden, or made");
+            for (size_t i = 0; i < output->size(); ++i) {
+                const bool other = i < first * problem.width() || i >= last * problem.width();
+                expect(!other || std::isfinite((*output)[i]), what, "a NaN reached another sequence");
+            }
+        }
+        const bool found = std::isnan(got.lse[first * problem.heads]);
+        expect(found == scores, what, "a NaN was hidden from lse, or made");
     }
 }
 
@@ -461,26 +497,31 @@ int main() {
     for (const double probability : {0.0, 0.1}) {
         for (const bool first_only : {false, true}) {
             for (const int dim : {12, 20, 64}) {
-                check<float>({2, dim, mixed, first_only, probability, 1.0}, false);
+                check<float>({2, dim, mixed, first_only, probability}, false);
             }
-            check<bf16>({2, 20, mixed, first_only, probability, 1.0}, false);
-            check<bf16>({3, 64, mixed, first_only, probability, 1.0}, false);
+            check<bf16>({2, 20, mixed, first_only, probability}, false);
+            check<bf16>({3, 64, mixed, first_only, probability}, false);
         }
         for (const int dim : {32, 64}) {
-            check<bf16>({3, dim, mixed, false, probability, 1.0}, true);
+            check<bf16>({3, dim, mixed, false, probability}, true);
             // Sharp: the largest score grows as keys go by, and exponents are large.
             check<bf16>({1, dim, {200, 129}, false, probability, 3.0}, true);
-            check<bf16>({1, dim, {1}, false, probability, 1.0}, true);
+            // Zeros stand for keys beyond the end: here, their exponents overflow.
+            check<bf16>({1, dim, {200, 129}, false, probability, 0.2, 5.0}, true);
+            check<bf16>({1, dim, {1}, false, probability}, true);
         }
         check<float>({1, 128, few, false, probability, 2.0}, false);
-        check<float>({1, 1, few, false, probability, 1.0}, false);
-        check<float>({1, 97, few, true, probability, 1.0}, false);
+        check<float>({1, 1, few, false, probability}, false);
+        check<float>({1, 97, few, true, probability}, false);
     }
-    check<bf16>({1, 64, few, false, 0.5, 1.0}, true);
-    check_company<float>({2, 20, few, false, 0.1, 1.0}, false);
-    check_company<float>({2, 20, few, true, 0.1, 1.0}, false);
-    check_company<bf16>({2, 32, few, false, 0.1, 1.0}, true);
-    check_company<bf16>({2, 64, few, false, 0.1, 1.0}, true);
+    check<bf16>({1, 64, few, false, 0.5}, true);
+    check_company<float>({2, 20, few, false, 0.1}, false);
+    check_company<float>({2, 20, few, true, 0.1}, false);
+    check_company<bf16>({2, 32, few, false, 0.1}, true);
+    check_company<bf16>({2, 64, few, false, 0.1}, true);
+    check_nan<float>({2, 20, {3, 70, 50}, false, 0.0}, false);
+    check_nan<bf16>({2, 32, {3, 70, 50}, false, 0.0}, true);
+    check_nan<bf16>({2, 64, {3, 70, 50}, false, 0.0}, true);
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

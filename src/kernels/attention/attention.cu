@@ -246,8 +246,8 @@ __device__ void forward(const T* q, const T* k, const T* v, T* ctx, float* lse, 
 
 /// dq, and delta: each query's product of ctx with its gradient.
 template <typename T>
-__device__ void backward_dq(const T* dctx, const T* q, const T* k, const T* v, const T* ctx, const float* lse,
-                            float* delta, T* dq, const Call& call) {
+__device__ void backward_dq(const T* dctx, const T* q, const T* k, const T* v, const T* ctx,
+                            const float* lse, float* delta, T* dq, const Call& call) {
     DYNAMIC_SHARED(float, memory);
     const Shared shared(memory, call.head_dim);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -406,9 +406,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(attention_backward_dq_f32);
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dq_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v, const bf16* ctx,
-                               const float* lse, float* delta, bf16* dq, const unsigned* cu_seqlens,
-                               const uint64_t* token_keys, int head_dim, int first_only, Dropout dropout) {
+    attention_backward_dq_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
+                               const bf16* ctx, const float* lse, float* delta, bf16* dq,
+                               const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
+                               int first_only, Dropout dropout) {
     backward_dq(dctx, q, k, v, ctx, lse, delta, dq,
             {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
 }
@@ -426,9 +427,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 EXPORT_KERNEL(attention_backward_dkdv_f32);
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dkdv_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v, const float* lse,
-                                 const float* delta, bf16* dk, bf16* dv, const unsigned* cu_seqlens,
-                                 const uint64_t* token_keys, int head_dim, int first_only, Dropout dropout) {
+    attention_backward_dkdv_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
+                                 const float* lse, const float* delta, bf16* dk, bf16* dv,
+                                 const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
+                                 int first_only, Dropout dropout) {
     backward_dkdv(dctx, q, k, v, lse, delta, dk, dv,
             {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
 }

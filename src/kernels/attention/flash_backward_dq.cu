@@ -121,7 +121,8 @@ __device__ __forceinline__ void backward_dq(bf16* memory, const bf16* dctx, cons
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     attention_backward_dq_bf16_hd32(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
                                     const bf16* ctx, const float* lse, float* delta, bf16* dq,
-                                    const unsigned* cu_seqlens, const uint64_t* token_keys, Dropout dropout) {
+                                    const unsigned* cu_seqlens, const uint64_t* token_keys,
+                                    Dropout dropout) {
     DYNAMIC_SHARED(bf16, memory);
     const Call call{cu_seqlens, token_keys, dropout};
     if (dropout.threshold == 0) {
@@ -135,7 +136,8 @@ EXPORT_KERNEL(attention_backward_dq_bf16_hd32);
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_backward_dq_bf16_hd64(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
                                     const bf16* ctx, const float* lse, float* delta, bf16* dq,
-                                    const unsigned* cu_seqlens, const uint64_t* token_keys, Dropout dropout) {
+                                    const unsigned* cu_seqlens, const uint64_t* token_keys,
+                                    Dropout dropout) {
     DYNAMIC_SHARED(bf16, memory);
     const Call call{cu_seqlens, token_keys, dropout};
     if (dropout.threshold == 0) {

@@ -4,8 +4,8 @@
 namespace {
 
 template <int HD, bool DROPOUT>
-__device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16* k, const bf16* v, bf16* ctx,
-                                        float* lse, const Call& call) {
+__device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16* k, const bf16* v,
+                                        bf16* ctx, float* lse, const Call& call) {
     const Place place(call, QUERIES);
     if (place.first >= place.length) {
         return;

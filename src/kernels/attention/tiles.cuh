@@ -27,8 +27,8 @@ __device__ __forceinline__ int piece_at(int row, int piece) {
     return row * HD + 8 * (piece ^ turn);
 }
 
-/// The same of pieces `2 k + odd`, where `row` is in two parts: `16 rows` and below. Written so that all but
-/// an exclusive or with a constant is the same for every k and every 16 rows: it stays in one register.
+/// Where piece `2 k + odd` of row `sixteen + row` lies, `sixteen` a multiple of 16. Written so that all but
+/// an exclusive or with a constant is the same for every k and every 16 rows.
 template <int HD>
 __device__ __forceinline__ bf16* piece_of(bf16* tile, int sixteen, int row, int k, int odd) {
     return tile + sixteen * HD + (piece_at<HD>(row, odd) ^ (16 * k));
@@ -39,7 +39,7 @@ __device__ __forceinline__ bf16* piece_of(bf16* tile, int sixteen, int row, int 
 template <int HD, int ROWS, int THREADS>
 __device__ __forceinline__ void fetch_rows(bf16* tile, const bf16* from, size_t stride, int there) {
     constexpr int PIECES = HD / 8;
-    static_assert(ROWS * PIECES % THREADS == 0 && THREADS % PIECES == 0, "every thread copies as many pieces");
+    static_assert(ROWS * PIECES % THREADS == 0 && THREADS % PIECES == 0, "all threads copy as many pieces");
     const int piece = threadIdx.x % PIECES;
 #pragma unroll
     for (int i = 0; i < ROWS * PIECES / THREADS; ++i) {
@@ -57,11 +57,11 @@ __device__ __forceinline__ void left_fragment(unsigned (&a)[4], bf16* tile, int 
     ldmatrix_x4(a, piece_of<HD>(tile, row, lane % 16, k, lane / 16));
 }
 
-/// Accumulates M left factors times the transpose of a tile's rows `row ..+ 16`, over columns `16 k ..`: what
-/// these rows give is 16 columns of the products, in two halves of 8.
+/// Accumulates M left factors times the transpose of a tile's rows `row ..+ 16`, over columns `16 k ..`:
+/// what these rows give is 16 columns of the products, in two halves of 8.
 template <int HD, int M>
-__device__ __forceinline__ void add_by_rows(float (&sums)[M][2][4], const unsigned (&left)[M][4], bf16* tile,
-                                            int row, int k) {
+__device__ __forceinline__ void add_by_rows(float (&sums)[M][2][4], const unsigned (&left)[M][4],
+                                            bf16* tile, int row, int k) {
     const int lane = threadIdx.x % WARP;
     unsigned b[4];
     ldmatrix_x4(b, piece_of<HD>(tile, row, lane % 8 + lane / 16 * 8, k, lane / 8 % 2));
@@ -171,8 +171,8 @@ __device__ __forceinline__ unsigned kept_bits(const Dropout& dropout, const uint
 
 /// The decisions on a thread's elements of 128 keys, for products whose rows are queries.
 ///
-/// A block of Philox decides on keys `16 d + lane`, d = 0..7 (prelude.cuh), and a thread has keys 2t, 2t + 1,
-/// 2t + 8, 2t + 9 of each 16: four blocks for either of its rows, of which all draws are used.
+/// A block of Philox decides on keys `16 d + lane`, d = 0..7 (prelude.cuh), and a thread has keys 2t,
+/// 2t + 1, 2t + 8, 2t + 9 of each 16: four blocks for either of its rows, of which all draws are used.
 struct Kept {
     unsigned bits[2];
 
