@@ -23,9 +23,9 @@ else
     mapfile -t kernels < <(find "$root/src/kernels" -name '*.cu' | sort)
 fi
 
-host_flags=(-std=c++17 -O2 -fPIC -I"$here")
+host_flags=(-std=c++17 -O2 -march=native -fPIC -I"$here")
 # As nvcc does, a product and a sum are rounded once. The checks call into failures.cpp, no library.
-kernel_flags=("${host_flags[@]}" -march=native -ffp-contract=fast -I"$root/src/kernels/cuda" -DCHANDLER_EMULATED
+kernel_flags=("${host_flags[@]}" -ffp-contract=fast -I"$root/src/kernels/cuda" -DCHANDLER_EMULATED
     -fsanitize=alignment,bounds -fno-sanitize-recover=all -x c++)
 
 # Whether the object $1 is older than the source $2 or any header.
@@ -42,7 +42,7 @@ compile() { # OBJECT SOURCE FLAGS...: adds a command if it is needed
         commands+=("$(printf '%q ' "${CXX:-g++}" "$@" -c "$source" -o "$object")")
     fi
 }
-for name in emulator failures device driver driver_memory driver_streams; do
+for name in emulator failures warp device driver driver_memory driver_streams; do
     driver+=("$out/objects/$name.o")
     compile "$out/objects/$name.o" "$here/$name.cpp" "${host_flags[@]}"
 done
@@ -53,7 +53,7 @@ for kernel in "${kernels[@]}"; do
     compile "$object" "$kernel" "${kernel_flags[@]}"
 done
 product=("$out/objects/cublaslt.o")
-compile "${product[0]}" "$here/cublaslt.cpp" "${host_flags[@]}" -march=native
+compile "${product[0]}" "$here/cublaslt.cpp" "${host_flags[@]}"
 
 if ((${#commands[@]} > 0)); then
     printf '%s\0' "${commands[@]}" | xargs -0 -P "$(nproc)" -I '{}' bash -c '{}'

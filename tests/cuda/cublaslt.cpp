@@ -2,7 +2,8 @@
 // driver. There is one algorithm.
 //
 // Refused, with a line on stderr: what the library's documentation leaves out of its tables, and what this
-// file does not compute. An algorithm is good only for the problem, and the alignments, it was chosen for.
+// file does not compute. An algorithm is good for other sizes too, but only for the types, epilogue and
+// alignments, of pointers and of leading dimensions, that it was chosen for.
 
 #include <algorithm>
 #include <cstdio>
@@ -110,29 +111,27 @@ uint32_t alignment_of(uint64_t address) {
 constexpr uint64_t ALGORITHM = 0x656D756C61746564;
 constexpr uint64_t WORKSPACE_WANTED = 64 << 10;
 
+/// What must not change between an algorithm's choice and its use.
 uint64_t fingerprint(const Problem& p) {
     uint64_t hash = 0xCBF29CE484222325;
-    const auto add = [&](uint64_t x) { hash = (hash ^ x) * 0x100000001B3 ^ (x >> 29); };
+    const auto add = [&](int64_t x) { hash = (hash ^ static_cast<uint64_t>(x)) * 0x100000001B3 ^ hash >> 29; };
     const Operation& o = p.operation;
-    for (const int64_t x : {int64_t{o.compute}, int64_t{o.transpose_a}, int64_t{o.transpose_b},
-                            int64_t{o.epilogue}, o.bias_stride, o.aux_ld, o.aux_stride}) {
-        add(static_cast<uint64_t>(x));
+    for (const int64_t x : {o.compute, o.transpose_a, o.transpose_b}) {
+        add(x);
     }
+    add(o.epilogue);
     for (const Layout* l : {&p.a, &p.b, &p.c, &p.d}) {
-        for (const int64_t x : {int64_t{l->type}, static_cast<int64_t>(l->rows), static_cast<int64_t>(l->columns),
-                                l->ld, int64_t{l->batches}, l->batch_stride}) {
-            add(static_cast<uint64_t>(x));
-        }
+        add(l->type);
+        add(l->batches);
+        // Vectors are read along columns: these must begin at multiples of 16 bytes, or of less.
+        add(std::min(16u, alignment_of(static_cast<uint64_t>(l->ld) * element_bytes(l->type))));
     }
     return hash;
 }
 
-/// Why an algorithm does not fit, or null. `pointers` are those of A, B, C, D, and what the epilogue uses.
-const char* objection_to(const cublasLtMatmulAlgo_t& algorithm, const Problem& problem, const uint64_t (&pointers)[6],
-                         size_t workspace_bytes) {
-    if (algorithm.data[0] != ALGORITHM || algorithm.data[1] != fingerprint(problem)) {
-        return "the algorithm was chosen for another problem";
-    }
+/// Why an algorithm cannot be used with these pointers (of A, B, C, D, the bias, the auxiliary buffer) and this
+/// workspace, or null.
+const char* objection_to(const cublasLtMatmulAlgo_t& algorithm, const uint64_t (&pointers)[6], size_t workspace_bytes) {
     for (int i = 0; i < 6; ++i) {
         const uint64_t promised = algorithm.data[2] >> (10 * i) & 0x3FF;
         if (pointers[i] != 0 && alignment_of(pointers[i]) < promised) {
@@ -350,9 +349,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation_h
                                   has_aux ? o.aux : 0};
     const char* wrong = objection(o, p.a, p.b, p.c, p.d);
     if (wrong == nullptr && algorithm != nullptr) {
-        wrong = objection_to(*algorithm, p, pointers, workspace_bytes);
+        if (algorithm->data[0] != ALGORITHM || algorithm->data[1] != fingerprint(p)) {
+            complain("cublasLtMatmul: the algorithm was chosen for another kind of problem");
+            return CUBLAS_STATUS_NOT_SUPPORTED;
+        }
+        wrong = objection_to(*algorithm, pointers, workspace_bytes);
     }
-    if (wrong == nullptr && c == d && fingerprint(problem_of(o, p.a, p.b, p.c, p.c)) != fingerprint(p)) {
+    if (wrong == nullptr && c == d && (p.c.ld != p.d.ld || p.c.batch_stride != p.d.batch_stride)) {
         wrong = "C and D are one matrix with two layouts";
     }
     if (wrong == nullptr && has_aux && o.aux % 16 != 0) {

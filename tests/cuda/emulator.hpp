@@ -31,9 +31,8 @@
 /// Thread-local only so that all of it lies in one piece that can be found, and filled before each block.
 #define __shared__ static thread_local
 
-/// After each `extern "C" __global__` function, so that it is found by name.
-#define EXPORT_KERNEL(name)                                                    \
-    static const emulator::Registered registered_##name { #name, name }
+/// After each `extern "C" __global__` function, so that it is found by name. (A semicolon may follow.)
+#define EXPORT_KERNEL(name) static const emulator::Registered registered_##name{#name, name};
 #define DYNAMIC_SHARED(type, name) \
     type* const name = reinterpret_cast<type*>(emulator::dynamic_shared_memory())
 
@@ -111,6 +110,15 @@ inline float __fsqrt_rn(float x) { return sqrtf(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+
+namespace emulator {
+/// A number that the compiler cannot fuse with what is done before or after.
+inline float apart(float x) { volatile float kept = x; return kept; }
+}  // namespace emulator
+inline float __fmul_rn(float x, float y) { return emulator::apart(x * y); }
+inline float __fadd_rn(float x, float y) { return emulator::apart(emulator::apart(x) + emulator::apart(y)); }
+inline float __fsub_rn(float x, float y) { return emulator::apart(emulator::apart(x) - emulator::apart(y)); }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 
 #define EMULATED_MIN_MAX(type)                                      \
     constexpr type min(type a, type b) { return b < a ? b : a; }    \

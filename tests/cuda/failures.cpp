@@ -83,20 +83,23 @@ void fail(Wrong wrong, const char* format, ...) {
 }
 
 void note_deadlock() {
-    const Fiber* waiting = nullptr;
-    for (unsigned i = 0; i < block.threads && waiting == nullptr; ++i) {
-        waiting = block.fibers[i]->returned ? nullptr : block.fibers[i].get();
+    unsigned waiting = 0;
+    while (block.fibers[waiting]->returned) {
+        waiting += 1;
     }
-    const Fiber* missing = nullptr;
-    for (unsigned i = 0; i < block.threads && missing == nullptr; ++i) {
-        const Fiber& other = *block.fibers[i];
-        const bool elsewhere = other.returned || other.waits.function != waiting->waits.function ||
-                               other.waits.line != waiting->waits.line;
-        missing = elsewhere ? &other : nullptr;
+    const Place place = block.fibers[waiting]->waits;
+    // A barrier wants all threads of the block, everything else those of a warp.
+    const bool for_all = strcmp(place.function, "__syncthreads") == 0;
+    const unsigned first = for_all ? 0 : waiting / LANES * LANES;
+    const unsigned end = for_all || first + LANES > block.threads ? block.threads : first + LANES;
+    unsigned missing = first;
+    while (missing < end && !block.fibers[missing]->returned &&
+           block.fibers[missing]->waits.function == place.function && block.fibers[missing]->waits.line == place.line) {
+        missing += 1;
     }
-    char first[256], second[256] = "lanes that do not exist never come";
-    note_failure(Wrong::Other, "%s, for ever: %s", state_of(*waiting, first),
-                 missing == nullptr ? second : state_of(*missing, second));
+    char who[256], whom[256] = "lanes that do not exist, or that it leaves out, never come";
+    note_failure(Wrong::Other, "%s, for ever: %s", state_of(*block.fibers[waiting], who),
+                 missing == end ? whom : state_of(*block.fibers[missing], whom));
 }
 
 void check_dynamic_guard() {
