@@ -15,7 +15,7 @@
 // in every run, whatever else is in the batch.
 #include "sequence.cuh"
 
-namespace {
+namespace attention_cu::generic {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
@@ -372,66 +372,47 @@ __device__ void backward_dkdv(const T* dctx, const T* q, const T* k, const T* v,
     dv_sums.write(dv, sequence.start + first, valid, shared.head_dim);
 }
 
-}  // namespace
+}  // namespace attention_cu::generic
 
-/// Overwrites ctx and lse (the natural log of each softmax's denominator; 0, and ctx zeros, for the first
-/// token of an empty sequence). `first_only` is 0 or 1.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_forward_f32(const float* q, const float* k, const float* v, float* ctx, float* lse,
-                          const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                          int first_only, Dropout dropout) {
-    forward(q, k, v, ctx, lse,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_forward_f32);
+// Overwrite ctx and lse (the natural log of each softmax's denominator; 0, and ctx zeros, for the first token
+// of an empty sequence). `first_only` is 0 or 1.
+#define FORWARD(name, T)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(attention_cu::generic::THREADS)                            \
+        name(const T* q, const T* k, const T* v, T* ctx, float* lse, const unsigned* cu_seqlens,            \
+             const uint64_t* token_keys, int head_dim, int first_only, Dropout dropout) {                   \
+        attention_cu::generic::forward<T>(q, k, v, ctx, lse,                                                \
+                                          {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});    \
+    }                                                                                                       \
+    EXPORT_KERNEL(name)
+FORWARD(attention_forward_f32, float)
+FORWARD(attention_forward_bf16, bf16)
+#undef FORWARD
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse,
-                           const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                           int first_only, Dropout dropout) {
-    forward(q, k, v, ctx, lse,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_forward_bf16);
+// Overwrite dq and delta; they run before `attention_backward_dkdv_*`, which reads delta.
+#define BACKWARD_DQ(name, T)                                                                                \
+    extern "C" __global__ void __launch_bounds__(attention_cu::generic::THREADS)                            \
+        name(const T* dctx, const T* q, const T* k, const T* v, const T* ctx, const float* lse,             \
+             float* delta, T* dq, const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,     \
+             int first_only, Dropout dropout) {                                                             \
+        attention_cu::generic::backward_dq<T>(dctx, q, k, v, ctx, lse, delta, dq,                           \
+                                              {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});\
+    }                                                                                                       \
+    EXPORT_KERNEL(name)
+BACKWARD_DQ(attention_backward_dq_f32, float)
+BACKWARD_DQ(attention_backward_dq_bf16, bf16)
+#undef BACKWARD_DQ
 
-/// Overwrites dq and delta; runs before `attention_backward_dkdv_*`, which reads delta.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dq_f32(const float* dctx, const float* q, const float* k, const float* v,
-                              const float* ctx, const float* lse, float* delta, float* dq,
-                              const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                              int first_only, Dropout dropout) {
-    backward_dq(dctx, q, k, v, ctx, lse, delta, dq,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_backward_dq_f32);
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dq_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                               const bf16* ctx, const float* lse, float* delta, bf16* dq,
-                               const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                               int first_only, Dropout dropout) {
-    backward_dq(dctx, q, k, v, ctx, lse, delta, dq,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_backward_dq_bf16);
-
-/// Overwrites dk and dv. Tiles are of keys, with `first_only` too.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dkdv_f32(const float* dctx, const float* q, const float* k, const float* v,
-                                const float* lse, const float* delta, float* dk, float* dv,
-                                const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                                int first_only, Dropout dropout) {
-    backward_dkdv(dctx, q, k, v, lse, delta, dk, dv,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_backward_dkdv_f32);
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_backward_dkdv_bf16(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                                 const float* lse, const float* delta, bf16* dk, bf16* dv,
-                                 const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,
-                                 int first_only, Dropout dropout) {
-    backward_dkdv(dctx, q, k, v, lse, delta, dk, dv,
-            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});
-}
-EXPORT_KERNEL(attention_backward_dkdv_bf16);
+// Overwrite dk and dv. Tiles are of keys, with `first_only` too.
+#define BACKWARD_DKDV(name, T)                                                                              \
+    extern "C" __global__ void __launch_bounds__(attention_cu::generic::THREADS)                            \
+        name(const T* dctx, const T* q, const T* k, const T* v, const float* lse, const float* delta,       \
+             T* dk, T* dv, const unsigned* cu_seqlens, const uint64_t* token_keys, int head_dim,            \
+             int first_only, Dropout dropout) {                                                             \
+        attention_cu::generic::backward_dkdv<T>(                                                            \
+            dctx, q, k, v, lse, delta, dk, dv,                                                              \
+            {cu_seqlens, token_keys, head_dim, first_only != 0, dropout});                                  \
+    }                                                                                                       \
+    EXPORT_KERNEL(name)
+BACKWARD_DKDV(attention_backward_dkdv_f32, float)
+BACKWARD_DKDV(attention_backward_dkdv_bf16, bf16)
+#undef BACKWARD_DKDV

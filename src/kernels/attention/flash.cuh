@@ -19,6 +19,8 @@
 
 #include "tiles.cuh"
 
+namespace attention_cu::flash {
+
 /// Keys (or, for dk and dv, queries) met at a time.
 constexpr int TILE = 64;
 /// Keys on which one block of Philox decides, 16 apart.
@@ -110,3 +112,5 @@ __device__ __forceinline__ void read_row_keys(uint64_t (&row_keys)[2], const Cal
         row_keys[r] = row + 8 * r < place.length ? call.row_key(place, row + 8 * r) : 0;
     }
 }
+
+}  // namespace attention_cu::flash

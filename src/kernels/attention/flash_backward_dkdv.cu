@@ -2,7 +2,7 @@
 // tiles of 64. Products are transposed here, their rows keys.
 #include "flash.cuh"
 
-namespace {
+namespace attention_cu::flash {
 
 /// Times 16 rows of a warp: what it reads of the queries serves each, and shared memory bounds this kernel.
 constexpr int M = 2;
@@ -195,34 +195,24 @@ __device__ __forceinline__ void backward_dkdv(bf16* memory, const bf16* dctx, co
     }
 }
 
-}  // namespace
+}  // namespace attention_cu::flash
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    attention_backward_dkdv_bf16_hd32(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                                      const float* lse, const float* delta, bf16* dk, bf16* dv,
-                                      const unsigned* cu_seqlens, const uint64_t* token_keys,
-                                      Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        backward_dkdv<32, false>(memory, dctx, q, k, v, lse, delta, dk, dv, call);
-    } else {
-        backward_dkdv<32, true>(memory, dctx, q, k, v, lse, delta, dk, dv, call);
-    }
-}
-EXPORT_KERNEL(attention_backward_dkdv_bf16_hd32);
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_backward_dkdv_bf16_hd64(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                                      const float* lse, const float* delta, bf16* dk, bf16* dv,
-                                      const unsigned* cu_seqlens, const uint64_t* token_keys,
-                                      Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        backward_dkdv<64, false>(memory, dctx, q, k, v, lse, delta, dk, dv, call);
-    } else {
-        backward_dkdv<64, true>(memory, dctx, q, k, v, lse, delta, dk, dv, call);
-    }
-}
-EXPORT_KERNEL(attention_backward_dkdv_bf16_hd64);
+// Overwrite dk and dv. Without dropout, code without decisions
+// runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
+#define BACKWARD_DKDV(name, HD, BLOCKS)                                                                   \
+    extern "C" __global__ void __launch_bounds__(attention_cu::flash::THREADS, BLOCKS)                    \
+        name(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v, const float* lse,             \
+             const float* delta, bf16* dk, bf16* dv, const unsigned* cu_seqlens,                          \
+             const uint64_t* token_keys, Dropout dropout) {                                               \
+        DYNAMIC_SHARED(bf16, memory);                                                                     \
+        const attention_cu::flash::Call call{cu_seqlens, token_keys, dropout};                            \
+        if (dropout.threshold == 0) {                                                                     \
+            attention_cu::flash::backward_dkdv<HD, false>(memory, dctx, q, k, v, lse, delta, dk, dv, call);\
+        } else {                                                                                          \
+            attention_cu::flash::backward_dkdv<HD, true>(memory, dctx, q, k, v, lse, delta, dk, dv, call);\
+        }                                                                                                 \
+    }                                                                                                     \
+    EXPORT_KERNEL(name)
+BACKWARD_DKDV(attention_backward_dkdv_bf16_hd32, 32, 3)
+BACKWARD_DKDV(attention_backward_dkdv_bf16_hd64, 64, 2)
+#undef BACKWARD_DKDV

@@ -1,7 +1,7 @@
 // The gradient of queries, of flash.cuh.
 #include "flash.cuh"
 
-namespace {
+namespace attention_cu::flash {
 
 template <int HD, bool DROPOUT>
 __device__ __forceinline__ void backward_dq(bf16* memory, const bf16* dctx, const bf16* q, const bf16* k,
@@ -116,34 +116,24 @@ __device__ __forceinline__ void backward_dq(bf16* memory, const bf16* dctx, cons
     }
 }
 
-}  // namespace
+}  // namespace attention_cu::flash
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    attention_backward_dq_bf16_hd32(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                                    const bf16* ctx, const float* lse, float* delta, bf16* dq,
-                                    const unsigned* cu_seqlens, const uint64_t* token_keys,
-                                    Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        backward_dq<32, false>(memory, dctx, q, k, v, ctx, lse, delta, dq, call);
-    } else {
-        backward_dq<32, true>(memory, dctx, q, k, v, ctx, lse, delta, dq, call);
-    }
-}
-EXPORT_KERNEL(attention_backward_dq_bf16_hd32);
-
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    attention_backward_dq_bf16_hd64(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v,
-                                    const bf16* ctx, const float* lse, float* delta, bf16* dq,
-                                    const unsigned* cu_seqlens, const uint64_t* token_keys,
-                                    Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        backward_dq<64, false>(memory, dctx, q, k, v, ctx, lse, delta, dq, call);
-    } else {
-        backward_dq<64, true>(memory, dctx, q, k, v, ctx, lse, delta, dq, call);
-    }
-}
-EXPORT_KERNEL(attention_backward_dq_bf16_hd64);
+// Overwrite dq, and delta: each row's product of ctx with its gradient. Without dropout, code without decisions
+// runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
+#define BACKWARD_DQ(name, HD, BLOCKS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(attention_cu::flash::THREADS, BLOCKS)                    \
+        name(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v, const bf16* ctx,              \
+             const float* lse, float* delta, bf16* dq, const unsigned* cu_seqlens,                        \
+             const uint64_t* token_keys, Dropout dropout) {                                               \
+        DYNAMIC_SHARED(bf16, memory);                                                                     \
+        const attention_cu::flash::Call call{cu_seqlens, token_keys, dropout};                            \
+        if (dropout.threshold == 0) {                                                                     \
+            attention_cu::flash::backward_dq<HD, false>(memory, dctx, q, k, v, ctx, lse, delta, dq, call);\
+        } else {                                                                                          \
+            attention_cu::flash::backward_dq<HD, true>(memory, dctx, q, k, v, ctx, lse, delta, dq, call); \
+        }                                                                                                 \
+    }                                                                                                     \
+    EXPORT_KERNEL(name)
+BACKWARD_DQ(attention_backward_dq_bf16_hd32, 32, 4)
+BACKWARD_DQ(attention_backward_dq_bf16_hd64, 64, 3)
+#undef BACKWARD_DQ

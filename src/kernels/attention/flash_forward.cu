@@ -1,7 +1,7 @@
 // The forward pass of flash.cuh.
 #include "flash.cuh"
 
-namespace {
+namespace attention_cu::flash {
 
 template <int HD, bool DROPOUT>
 __device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16* k, const bf16* v,
@@ -117,30 +117,23 @@ __device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16*
     out[0].write(queries, own, place.row<HD>(ctx, mine), row_stride<HD>(), place.length - mine);
 }
 
-}  // namespace
+}  // namespace attention_cu::flash
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    attention_forward_bf16_hd32(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse,
-                                const unsigned* cu_seqlens, const uint64_t* token_keys, Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        forward<32, false>(memory, q, k, v, ctx, lse, call);
-    } else {
-        forward<32, true>(memory, q, k, v, ctx, lse, call);
-    }
-}
-EXPORT_KERNEL(attention_forward_bf16_hd32);
-
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    attention_forward_bf16_hd64(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse,
-                                const unsigned* cu_seqlens, const uint64_t* token_keys, Dropout dropout) {
-    DYNAMIC_SHARED(bf16, memory);
-    const Call call{cu_seqlens, token_keys, dropout};
-    if (dropout.threshold == 0) {
-        forward<64, false>(memory, q, k, v, ctx, lse, call);
-    } else {
-        forward<64, true>(memory, q, k, v, ctx, lse, call);
-    }
-}
-EXPORT_KERNEL(attention_forward_bf16_hd64);
+// Overwrite ctx and lse, the natural log of each softmax's denominator. Without dropout, code without decisions
+// runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
+#define FORWARD(name, HD, BLOCKS)                                                                         \
+    extern "C" __global__ void __launch_bounds__(attention_cu::flash::THREADS, BLOCKS)                    \
+        name(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse, const unsigned* cu_seqlens,\
+             const uint64_t* token_keys, Dropout dropout) {                                               \
+        DYNAMIC_SHARED(bf16, memory);                                                                     \
+        const attention_cu::flash::Call call{cu_seqlens, token_keys, dropout};                            \
+        if (dropout.threshold == 0) {                                                                     \
+            attention_cu::flash::forward<HD, false>(memory, q, k, v, ctx, lse, call);                     \
+        } else {                                                                                          \
+            attention_cu::flash::forward<HD, true>(memory, q, k, v, ctx, lse, call);                      \
+        }                                                                                                 \
+    }                                                                                                     \
+    EXPORT_KERNEL(name)
+FORWARD(attention_forward_bf16_hd32, 32, 4)
+FORWARD(attention_forward_bf16_hd64, 64, 4)
+#undef FORWARD

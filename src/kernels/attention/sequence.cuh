@@ -1,7 +1,9 @@
 // What attention's kernels share: which sequence and head a block works on, and the softmax's constants.
 #pragma once
 
-#include "../cuda/prelude.cuh"
+#include "prelude.cuh"
+
+namespace attention_cu {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
@@ -29,3 +31,5 @@ __device__ __forceinline__ size_t head_offset(unsigned row, unsigned head_dim) {
 __device__ __forceinline__ size_t head_index(unsigned row) {
     return static_cast<size_t>(row) * gridDim.y + blockIdx.y;
 }
+
+}  // namespace attention_cu

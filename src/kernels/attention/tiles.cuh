@@ -7,6 +7,8 @@
 
 #include "sequence.cuh"
 
+namespace attention_cu::flash {
+
 /// 2^x, flushed to 0 below 2^-126; one instruction. The error is below 2^-22 of the result.
 __device__ __forceinline__ float fast_exp2(float x) {
 #ifdef CHANDLER_EMULATED
@@ -195,3 +197,5 @@ struct Kept {
         return (bits[e / 2] & 1u << (16 * half + e % 2 * 8 + d)) != 0;
     }
 };
+
+}  // namespace attention_cu::flash
