@@ -5,14 +5,15 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
+use crate::kernels::device::Compute;
+use crate::kernels::tensor::Tensor;
 use serde_json::Value;
 
 use super::initial;
 use crate::kernels::activation::Activation;
 use crate::kernels::attention::Queries;
 use crate::kernels::cross_entropy::cross_entropy;
-use crate::kernels::linear::Precision;
 use crate::kernels::{first_rows, view};
 use crate::layers::{Buffer, Linear, Parameter, ParameterSource, Parameters};
 use crate::models::{
@@ -82,9 +83,9 @@ impl SequenceClassifier {
         dir: &Path,
         num_labels: usize,
         seed: u64,
-        precision: Precision,
+        compute: &Compute,
     ) -> std::result::Result<(Self, LoadReport), ModelError> {
-        Self::load_for(dir, num_labels, true, seed, precision)
+        Self::load_for(dir, num_labels, true, seed, compute)
     }
 
     /// The same; unless `keep_classifier`, the classifier is new even if it would fit.
@@ -96,7 +97,7 @@ impl SequenceClassifier {
         num_labels: usize,
         keep_classifier: bool,
         seed: u64,
-        precision: Precision,
+        compute: &Compute,
     ) -> std::result::Result<(Self, LoadReport), ModelError> {
         if num_labels == 0 || num_labels > MAX_LABELS {
             let why = format!("a classifier has 1 to {MAX_LABELS} labels, not {num_labels}");
@@ -106,15 +107,16 @@ impl SequenceClassifier {
         let (bert, mut checkpoint) = match ModelType::of(&config)? {
             ModelType::Bert => (
                 BertConfig::parse(&config)?,
-                Checkpoint::open(dir, Bert::PREFIX)?,
+                Checkpoint::open(dir, Bert::PREFIX)?.on(&compute.device),
             ),
         };
-        let encoder = Bert::load(&mut checkpoint, bert, precision)?;
+        let encoder = Bert::load(&mut checkpoint, bert, compute)?;
         let width = encoder.config().hidden_size;
         let mut source = HeadSource {
             checkpoint: &mut checkpoint,
             deviation: encoder.config().initializer_range,
             seed,
+            compute: compute.in_f32(),
             new: Vec::new(),
         };
         let pooler = source.linear("bert.pooler.dense", width, width, Saved::MustFit)?;
@@ -124,12 +126,13 @@ impl SequenceClassifier {
             Saved::Never
         };
         let classifier = source.linear("classifier", num_labels, width, saved)?;
+        let head = source.compute;
         let report = LoadReport {
             newly_initialized: source.new,
             ignored: checkpoint.ignored(),
         };
         Ok((
-            Self::new(config, encoder, pooler, classifier, num_labels),
+            Self::new(config, encoder, pooler, classifier, num_labels, &head),
             report,
         ))
     }
@@ -140,6 +143,7 @@ impl SequenceClassifier {
         pooler: Linear,
         classifier: Linear,
         num_labels: usize,
+        compute: &Compute,
     ) -> Self {
         let mut parameters = Parameters::default();
         encoder.parameters(&mut parameters);
@@ -157,13 +161,13 @@ impl SequenceClassifier {
             classifier,
             num_labels,
             parameters,
-            first: Buffer::new(width),
-            d_first: Buffer::new(width),
-            dense: Buffer::new(width),
-            pooled: Buffer::new(width),
-            d_pooled: Buffer::new(width),
-            logits: Buffer::new(num_labels),
-            d_logits: Buffer::new(num_labels),
+            first: Buffer::new(compute, width),
+            d_first: Buffer::new(compute, width),
+            dense: Buffer::new(compute, width),
+            pooled: Buffer::new(compute, width),
+            d_pooled: Buffer::new(compute, width),
+            logits: Buffer::new(compute, num_labels),
+            d_logits: Buffer::new(compute, num_labels),
         }
     }
 
@@ -314,6 +318,8 @@ struct HeadSource<'a> {
     /// Standard deviation of new weights.
     deviation: f32,
     seed: u64,
+    /// Of the head's own layers.
+    compute: Compute,
     new: Vec<String>,
 }
 
@@ -345,9 +351,10 @@ impl HeadSource<'_> {
             Saved::Never => true,
         };
         if new {
-            Linear::load(self, name, outputs, inputs, Precision::F32)
+            let compute = self.compute.clone();
+            Linear::load(self, name, outputs, inputs, &compute)
         } else {
-            Linear::load(self.checkpoint, name, outputs, inputs, Precision::F32)
+            Linear::load(self.checkpoint, name, outputs, inputs, &self.compute)
         }
     }
 }
@@ -370,7 +377,7 @@ impl ParameterSource for HeadSource<'_> {
         };
         Ok(Parameter::new(
             name,
-            Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Tensor::from_vec(values, shape, &self.compute.device)?,
         )?)
     }
 }

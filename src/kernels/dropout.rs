@@ -17,8 +17,9 @@ const DRAWS: usize = 8;
 /// Elements decided at a time, from one block in each lane.
 pub const GROUP: usize = LANES * DRAWS;
 
-/// Names one dropout layer's masks at one step.
+/// Names one dropout layer's masks at one step. Laid out as `Dropout` in `cuda/prelude.cuh`.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Dropout {
     threshold: u32,
     scale: f32,

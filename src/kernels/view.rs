@@ -1,29 +1,37 @@
-//! The bridge between candle's tensors and the slices that kernels work on.
+//! The bridge between tensors and the slices that kernels work on.
 //!
-//! candle hands out shared storage only ([`Tensor::storage_and_layout`]); to write into an existing tensor
-//! one goes through an in-place op. Reading and writing two views of *one* storage at a time would wait
-//! for its lock for ever, so an op's outputs never share storage with its inputs.
+//! candle hands out shared storage only (`storage_and_layout`); to write into an existing tensor one goes
+//! through an in-place op. Reading and writing two views of *one* storage at a time would wait for its lock for
+//! ever, so an op's outputs never share storage with its inputs.
+//!
+//! What is on a GPU comes to the host and, if it is written, goes back: right, but slow. That is for what is done
+//! once per training or checkpoint; ops of a step have a path of their own, and [`Gpu::round_trips`] tells of
+//! those that have not.
+//!
+//! [`Gpu::round_trips`]: super::cuda::Gpu::round_trips
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, bail};
 
+use super::cuda::GpuTensor;
 use super::element::Element;
+use super::tensor::Tensor;
 
-/// Calls `f` with the elements of a contiguous f32 CPU tensor.
+/// Calls `f` with the elements of an f32 tensor.
 ///
 /// # Errors
-/// If the tensor is not f32, not contiguous or not on the CPU.
+/// If the tensor is not f32 or not contiguous.
 pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     read_as(tensor, f)
 }
 
-/// Calls `f` with the mutable elements of a contiguous f32 CPU tensor; every view of the same storage sees
-/// the change.
+/// Calls `f` with the mutable elements of an f32 tensor; every view of the same storage sees the change.
 ///
 /// # Errors
-/// If the tensor is not f32, not contiguous or not on the CPU, and what `f` answers.
+/// If the tensor is not f32 or not contiguous, and what `f` answers.
 pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     write_as(tensor, f)
 }
@@ -31,10 +39,37 @@ pub fn write<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Res
 /// As [`read`], for any type of element.
 ///
 /// # Errors
-/// If the tensor is not of that type, not contiguous or not on the CPU.
+/// If the tensor is not of that type or not contiguous.
 pub fn read_as<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    Ok(f(elements(&storage, layout)?))
+    read_list(&[tensor], |slices| f(slices[0]))
+}
+
+/// Calls `f` with the elements of several contiguous tensors of one type.
+///
+/// # Errors
+/// As [`read_as`].
+pub fn read_list<T: Element, R>(tensors: &[&Tensor], f: impl FnOnce(&[&[T]]) -> R) -> Result<R> {
+    let guards: Vec<_> = tensors
+        .iter()
+        .filter_map(|tensor| match tensor {
+            Tensor::Host(tensor) => Some(tensor.storage_and_layout()),
+            Tensor::Gpu(_) => None,
+        })
+        .collect();
+    let mut guarded = guards.iter();
+    let slices: Result<Vec<Cow<'_, [T]>>> = tensors
+        .iter()
+        .map(|tensor| match (tensor, guarded.as_slice()) {
+            (Tensor::Gpu(tensor), _) => download(tensor).map(Cow::Owned),
+            (Tensor::Host(_), [(storage, layout), ..]) => {
+                guarded.next();
+                elements(storage, layout).map(Cow::Borrowed)
+            }
+            (Tensor::Host(_), []) => bail!("a tensor without storage"),
+        })
+        .collect();
+    let slices = slices?;
+    Ok(f(&slices.iter().map(AsRef::as_ref).collect::<Vec<&[T]>>()))
 }
 
 fn elements<'a, T: Element>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
@@ -48,27 +83,31 @@ fn elements<'a, T: Element>(storage: &'a Storage, layout: &Layout) -> Result<&'a
     }
 }
 
-/// Calls `f` with the elements of several contiguous CPU tensors of one type.
-///
-/// # Errors
-/// As [`read_as`].
-pub fn read_list<T: Element, R>(tensors: &[&Tensor], f: impl FnOnce(&[&[T]]) -> R) -> Result<R> {
-    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
-    let slices: Result<Vec<&[T]>> = guards
-        .iter()
-        .map(|(storage, layout)| elements(storage, layout))
-        .collect();
-    Ok(f(&slices?))
+fn download<T: Element>(tensor: &GpuTensor) -> Result<Vec<T>> {
+    if tensor.dtype() != T::DTYPE {
+        bail!("expected elements of type {:?}, got {:?}", T::DTYPE, tensor.dtype())
+    }
+    tensor.gpu().count_round_trip();
+    tensor.read(T::ZERO)
 }
 
 /// As [`write`], for any type of element.
 ///
 /// # Errors
-/// If the tensor is not of that type, not contiguous or not on the CPU, and what `f` answers.
+/// If the tensor is not of that type or not contiguous, and what `f` answers.
 pub fn write_as<T: Element, R>(
     tensor: &Tensor,
     f: impl FnOnce(&mut [T]) -> Result<R>,
 ) -> Result<R> {
+    let tensor = match tensor {
+        Tensor::Host(tensor) => tensor,
+        Tensor::Gpu(tensor) => {
+            let mut elements = download(tensor)?;
+            let result = f(&mut elements)?;
+            tensor.write(&elements)?;
+            return Ok(result);
+        }
+    };
     let op = Write {
         state: RefCell::new(State::Pending(f)),
         element: PhantomData::<T>,
@@ -80,7 +119,7 @@ pub fn write_as<T: Element, R>(
     }
 }
 
-/// Calls `f` with the mutable elements of several contiguous CPU tensors of one type, no two of which share
+/// Calls `f` with the mutable elements of several contiguous tensors of one type, no two of which share
 /// storage.
 ///
 /// # Errors
@@ -157,14 +196,15 @@ impl<T: Element, F: FnOnce(&mut [T]) -> Result<R>, R> InplaceOp1 for Write<T, F,
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
+    use crate::kernels::device::Device;
 
     use super::*;
 
     #[test]
     fn writes_through_a_view_reach_the_whole() {
         let whole = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
-        let row = whole.narrow(0, 1, 1).unwrap();
+        let row = whole.rows(1, 1).unwrap();
         write(&row, |x| {
             x.copy_from_slice(&[1.0, 2.0]);
             Ok(())
@@ -196,8 +236,8 @@ mod tests {
 
     #[test]
     fn strided_or_other_dtypes_are_refused() {
-        let t = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-        assert!(read(&t.t().unwrap(), |_| ()).is_err());
+        let t = candle_core::Tensor::zeros((2, 2), DType::F32, &candle_core::Device::Cpu).unwrap();
+        assert!(read(&t.t().unwrap().into(), |_| ()).is_err());
         let u = Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap();
         assert!(read(&u, |_| ()).is_err());
         assert!(write(&u, |_| Ok(())).is_err());

@@ -3,8 +3,11 @@
 
 use std::io;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Error, Result};
 use half::bf16;
+
+use crate::kernels::device::{Compute, Device};
+use crate::kernels::tensor::Tensor;
 
 /// Capacities are multiples of this many rows, so that a slightly longer micro-batch finds room.
 const ROUND_ROWS: usize = 64;
@@ -14,20 +17,17 @@ const ROUND_ROWS: usize = 64;
 pub struct Buffer {
     width: usize,
     dtype: DType,
+    device: Device,
     rows: Option<Tensor>,
 }
 
 impl Buffer {
-    /// An empty buffer of f32; memory comes with the first use.
-    pub fn new(width: usize) -> Self {
-        Self::of(DType::F32, width)
-    }
-
-    /// The same, of f32 or bf16.
-    pub fn of(dtype: DType, width: usize) -> Self {
+    /// An empty buffer of activations; memory comes with the first use.
+    pub fn new(compute: &Compute, width: usize) -> Self {
         Self {
             width,
-            dtype,
+            dtype: compute.storage(),
+            device: compute.device.clone(),
             rows: None,
         }
     }
@@ -38,17 +38,18 @@ impl Buffer {
     /// If memory cannot be had.
     pub fn rows(&mut self, rows: usize) -> Result<Tensor> {
         match &self.rows {
-            Some(tensor) if tensor.dim(0)? >= rows => tensor.narrow(0, 0, rows),
+            Some(tensor) if tensor.dim(0)? >= rows => tensor.rows(0, rows),
             _ => {
                 self.rows = None; // Frees the old memory first.
                 let shape = (rows.next_multiple_of(ROUND_ROWS), self.width);
-                let tensor = match self.dtype {
-                    DType::BF16 => {
-                        Tensor::from_vec(filled(bf16::ZERO, shape)?, shape, &Device::Cpu)?
+                let tensor = match (&self.device, self.dtype) {
+                    (Device::Gpu(_), dtype) => Tensor::zeros(shape, dtype, &self.device)?,
+                    (Device::Cpu, DType::BF16) => {
+                        Tensor::from_vec(filled(bf16::ZERO, shape)?, shape, &self.device)?
                     }
-                    _ => Tensor::from_vec(filled(0f32, shape)?, shape, &Device::Cpu)?,
+                    _ => Tensor::from_vec(filled(0f32, shape)?, shape, &self.device)?,
                 };
-                self.rows.insert(tensor).narrow(0, 0, rows)
+                self.rows.insert(tensor).rows(0, rows)
             }
         }
     }
@@ -105,9 +106,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// For layers of these widths, whose activations are of this type.
-    pub fn new(dtype: DType, hidden: usize, intermediate: usize) -> Self {
-        let buffer = || Buffer::of(dtype, hidden);
+    /// For layers of these widths.
+    pub fn new(compute: &Compute, hidden: usize, intermediate: usize) -> Self {
+        let buffer = || Buffer::new(compute, hidden);
         Self {
             hidden: buffer(),
             middle: buffer(),
@@ -117,7 +118,7 @@ impl Workspace {
             d_key: buffer(),
             d_value: buffer(),
             d_context: buffer(),
-            d_intermediate: Buffer::of(dtype, intermediate),
+            d_intermediate: Buffer::new(compute, intermediate),
         }
     }
 
@@ -142,11 +143,12 @@ impl Workspace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::linear::Precision;
     use crate::kernels::view;
 
     #[test]
     fn rows_stay_in_place_until_the_buffer_grows() {
-        let mut buffer = Buffer::new(2);
+        let mut buffer = Buffer::new(&Precision::F32.into(), 2);
         view::write(&buffer.rows(3).unwrap(), |x| {
             x.fill(7.0);
             Ok(())
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn memory_that_cannot_be_had_is_an_error_and_nothing_is_lost() {
-        let mut buffer = Buffer::new(1 << 20);
+        let mut buffer = Buffer::new(&Precision::F32.into(), 1 << 20);
         buffer.rows(1).unwrap();
         let error = buffer.rows(1 << 40).unwrap_err();
         assert!(is_out_of_memory(&error), "{error}");
@@ -172,7 +174,7 @@ mod tests {
         assert!(buffer.rows.is_none());
         let shapes = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)
             .unwrap()
-            .narrow(0, 0, 9);
+            .rows(0, 9);
         assert!(!is_out_of_memory(&shapes.unwrap_err()));
     }
 }

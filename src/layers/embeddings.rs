@@ -1,11 +1,14 @@
 //! Word, position and token type embeddings, summed, normalised, dropped out (HF `BertEmbeddings`).
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{Buffer, Loaded, MicroBatch, Norm, Parameter, ParameterSource, Parameters};
 use crate::kernels::attention::Queries;
+use crate::kernels::device::Compute;
 use crate::kernels::embedding::{self, Scatter};
 use crate::kernels::first_rows;
+use crate::kernels::numbers::Array;
 
 /// Sizes of [`Embeddings`].
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +27,6 @@ pub struct EmbeddingsShape {
     pub dropout: f32,
     /// Number of the dropout layer.
     pub site: u32,
-    /// Type of the output's elements.
-    pub dtype: DType,
 }
 
 /// `dropout(LN(word + position + token type))`.
@@ -37,9 +38,9 @@ pub struct Embeddings {
     norm: Norm,
     /// [T, D]: the sum, then its gradient.
     sum: Buffer,
-    /// [T] each: what the backward scatters to.
-    input_ids: Vec<u32>,
-    token_type_ids: Vec<u32>,
+    /// [T] each: what the forward gathers from, and the backward scatters to.
+    input_ids: Array<u32>,
+    token_type_ids: Array<u32>,
     scatter: Scatter,
 }
 
@@ -52,6 +53,7 @@ impl Embeddings {
         source: &mut S,
         name: &str,
         shape: EmbeddingsShape,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
         let width = shape.hidden_size;
         let mut table = |table: &str, rows| {
@@ -73,11 +75,11 @@ impl Embeddings {
                 &format!("{name}.LayerNorm"),
                 width,
                 shape.eps,
-                shape.dtype,
+                compute,
             )?,
-            sum: Buffer::new(width),
-            input_ids: Vec::new(),
-            token_type_ids: Vec::new(),
+            sum: Buffer::new(&compute.in_f32(), width),
+            input_ids: Array::default(),
+            token_type_ids: Array::default(),
             scatter: Scatter::default(),
         })
     }
@@ -104,11 +106,16 @@ impl Embeddings {
             &self.position.value,
             &self.token_type.value,
         ];
-        embedding::gather_sum(tables, [input_ids, batch.positions(), token_type_ids], &sum)?;
-        self.input_ids.clear();
-        self.input_ids.extend_from_slice(input_ids);
-        self.token_type_ids.clear();
-        self.token_type_ids.extend_from_slice(token_type_ids);
+        let device = sum.device();
+        self.input_ids.set(input_ids.iter().copied(), &device)?;
+        self.token_type_ids
+            .set(token_type_ids.iter().copied(), &device)?;
+        let ids = [
+            self.input_ids.all(),
+            batch.positions(),
+            self.token_type_ids.all(),
+        ];
+        embedding::gather_sum(tables, ids, &sum)?;
         let out = self.norm.forward(&sum, None)?;
         self.drop_out(&out, batch)?;
         Ok(out)
@@ -123,8 +130,8 @@ impl Embeddings {
         let d_sum = self.sum.rows(batch.tokens())?;
         self.norm.backward(d_out, &d_sum, None)?;
         for (ids, table) in [
-            (self.input_ids.as_slice(), &self.word),
-            (batch.positions(), &self.position),
+            (&*self.input_ids, &self.word),
+            (batch.positions().host(), &self.position),
             (&self.token_type_ids, &self.token_type),
         ] {
             table.rows.iter().for_each(|rows| rows.mark(ids));
@@ -148,11 +155,19 @@ impl Embeddings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::device::Device;
     use crate::layers::DropoutSeed;
-    use crate::layers::testing::{NoiseSource, Oracle, assert_close, factors, noise_rows};
+    use crate::layers::testing::{
+        NoiseSource, Oracle, assert_close, everywhere, factors, in_f64, noise_rows, on_cpu,
+    };
 
     #[test]
     fn gradients_with_dropout_are_the_autograds() {
+        everywhere().iter().for_each(check_gradients);
+    }
+
+    fn check_gradients(compute: &Compute) {
+        let device = &compute.device;
         let shape = EmbeddingsShape {
             vocab_size: 9,
             max_positions: 4,
@@ -161,32 +176,32 @@ mod tests {
             eps: 1e-5,
             dropout: 0.3,
             site: 2,
-            dtype: DType::F32,
         };
-        let mut layer = Embeddings::load(&mut NoiseSource, "e", shape).unwrap();
+        let mut source = NoiseSource(device.clone());
+        let mut layer = Embeddings::load(&mut source, "e", shape, compute).unwrap();
         let mut parameters = Parameters::default();
         layer.parameters(&mut parameters);
-        let mut batch = MicroBatch::default();
+        let mut batch = MicroBatch::on(device);
         let seed = Some(DropoutSeed { seed: 1, step: 2 });
         batch.set(&[0, 4, 7], &[5, 6], 4, seed).unwrap();
         let (ids, types) = ([1, 8, 1, 3, 1, 0, 8], [0, 0, 1, 1, 0, 1, 1]);
 
         let out = layer.forward(&ids, &types, &batch).unwrap().copy().unwrap();
         let weights = noise_rows("w", 7, 6);
-        layer.backward(&weights.copy().unwrap(), &batch).unwrap();
+        layer.backward(&weights.copy().unwrap().to_device(device).unwrap(), &batch).unwrap();
 
         let oracle = Oracle::new(&parameters);
-        let rows: Vec<Tensor> = [0..4, 4..7]
+        let rows: Vec<candle_core::Tensor> = [0..4, 4..7]
             .map(|at| {
                 oracle
                     .embeddings("e", &ids[at.clone()], &types[at], 1e-5)
                     .unwrap()
             })
             .into();
-        let masks = factors(batch.dropout(0.3, 2), batch.token_keys(), 6).unwrap();
-        let expected = (Tensor::cat(&rows, 0).unwrap() * masks).unwrap();
+        let masks = factors(batch.dropout(0.3, 2), &batch.token_keys(), 6).unwrap();
+        let expected = (candle_core::Tensor::cat(&rows, 0).unwrap() * masks).unwrap();
         assert_close("output", &out, &expected);
-        let loss = (expected * weights.to_dtype(DType::F64).unwrap())
+        let loss = (expected * in_f64(&weights))
             .unwrap()
             .sum_all()
             .unwrap();
@@ -203,9 +218,8 @@ mod tests {
             eps: 1e-5,
             dropout: 0.0,
             site: 0,
-            dtype: DType::F32,
         };
-        let mut layer = Embeddings::load(&mut NoiseSource, "e", shape).unwrap();
+        let mut layer = Embeddings::load(&mut NoiseSource(Device::Cpu), "e", shape, &on_cpu()).unwrap();
         let mut batch = MicroBatch::default();
         batch.set(&[0, 1], &[0], 2, None).unwrap();
         assert!(layer.forward(&[2], &[0], &batch).is_err());

@@ -3,7 +3,8 @@
 //! A last layer whose reader pools first tokens may run for those rows only ([`Queries::First`]): keys and
 //! values need every token, all else needs the asking rows. The result is exact.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
 
 use super::{
     Buffer, FeedForward, Loaded, MicroBatch, Norm, ParameterSource, Parameters, SelfAttention,
@@ -13,7 +14,7 @@ use crate::kernels::activation::Activation;
 use crate::kernels::attention::Queries;
 use crate::kernels::first_rows;
 use crate::kernels::layer_norm::{Dropped, Residual};
-use crate::kernels::linear::Precision;
+use crate::kernels::device::Compute;
 
 /// Sizes and settings of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -93,17 +94,17 @@ impl EncoderLayer {
         source: &mut S,
         names: &Names,
         shape: &EncoderLayerShape,
-        precision: Precision,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
-        let (width, eps, dtype) = (shape.hidden_size, shape.eps, precision.storage());
+        let (width, eps) = (shape.hidden_size, shape.eps);
         Ok(Self {
-            attention: SelfAttention::load(source, names, shape, precision)?,
-            attention_norm: Norm::load(source, &names.attention_norm, width, eps, dtype)?,
-            feed_forward: FeedForward::load(source, names, shape, precision)?,
-            output_norm: Norm::load(source, &names.output_norm, width, eps, dtype)?,
+            attention: SelfAttention::load(source, names, shape, compute)?,
+            attention_norm: Norm::load(source, &names.attention_norm, width, eps, compute)?,
+            feed_forward: FeedForward::load(source, names, shape, compute)?,
+            output_norm: Norm::load(source, &names.output_norm, width, eps, compute)?,
             hidden_dropout: shape.hidden_dropout,
             first_site: shape.first_site,
-            first: Buffer::of(dtype, width),
+            first: Buffer::new(compute, width),
             saved: None,
         })
     }
@@ -238,12 +239,16 @@ impl EncoderLayer {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Tensor, Var};
+    use candle_core::Var;
 
     use super::*;
     use crate::kernels::view;
     use crate::layers::DropoutSeed;
-    use crate::layers::testing::{NoiseSource, Oracle, assert_close, noise_rows, set};
+    use crate::kernels::device::Device;
+    use crate::kernels::linear::Precision;
+    use crate::layers::testing::{
+        NoiseSource, Oracle, assert_close, everywhere, in_f64, noise_rows, on_cpu, set,
+    };
 
     const CU_SEQLENS: [u32; 4] = [0, 5, 6, 13];
 
@@ -273,8 +278,8 @@ mod tests {
         }
     }
 
-    fn batch(dropout: bool) -> MicroBatch {
-        let mut batch = MicroBatch::default();
+    fn batch(device: &Device, dropout: bool) -> MicroBatch {
+        let mut batch = MicroBatch::on(device);
         let seed = dropout.then_some(DropoutSeed { seed: 3, step: 8 });
         batch.set(&CU_SEQLENS, &[40, 7, 1000], 7, seed).unwrap();
         batch
@@ -282,25 +287,34 @@ mod tests {
 
     /// Runs forward and backward of `Σ weights * out` and compares output, input gradient and parameter
     /// gradients with the oracle's.
-    fn check(activation: Activation, queries: Queries, batch: &MicroBatch) {
+    fn check(activation: Activation, queries: Queries, dropout: bool) {
+        for compute in everywhere() {
+            check_on(&compute, activation, queries, &batch(&compute.device, dropout));
+        }
+    }
+
+    fn check_on(compute: &Compute, activation: Activation, queries: Queries, batch: &MicroBatch) {
         let shape = shape(activation);
-        let mut layer =
-            EncoderLayer::load(&mut NoiseSource, &names(), &shape, Precision::F32).unwrap();
+        let mut source = NoiseSource(compute.device.clone());
+        let mut layer = EncoderLayer::load(&mut source, &names(), &shape, compute).unwrap();
         let mut parameters = Parameters::default();
         layer.parameters(&mut parameters);
         let x = noise_rows("x", batch.tokens(), shape.hidden_size);
         let weights = noise_rows("w", batch.keys(queries).len(), shape.hidden_size);
 
-        let mut workspace = Workspace::new(DType::F32, shape.hidden_size, shape.intermediate_size);
-        let out = layer.forward(&x, batch, queries, &mut workspace).unwrap();
+        let mut workspace = Workspace::new(compute, shape.hidden_size, shape.intermediate_size);
+        let input = x.to_device(&compute.device).unwrap();
+        let out = layer
+            .forward(&input, batch, queries, &mut workspace)
+            .unwrap();
         let d_out = workspace.hidden.rows(out.dim(0).unwrap()).unwrap();
         set(&d_out, &view::read(&weights, <[f32]>::to_vec).unwrap());
         layer.backward(batch, &mut workspace).unwrap();
         let d_x = workspace.hidden.rows(batch.tokens()).unwrap();
 
         let oracle = Oracle::new(&parameters);
-        let x = Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap();
-        let outs: Vec<Tensor> = CU_SEQLENS
+        let x = Var::from_tensor(&in_f64(&x)).unwrap();
+        let outs: Vec<candle_core::Tensor> = CU_SEQLENS
             .windows(2)
             .map(|w| {
                 let (start, end) = (w[0] as usize, w[1] as usize);
@@ -315,9 +329,9 @@ mod tests {
                 }
             })
             .collect();
-        let expected = Tensor::cat(&outs, 0).unwrap();
+        let expected = candle_core::Tensor::cat(&outs, 0).unwrap();
         assert_close("output", &out, &expected);
-        let loss = (expected * weights.to_dtype(DType::F64).unwrap())
+        let loss = (expected * in_f64(&weights))
             .unwrap()
             .sum_all()
             .unwrap();
@@ -328,34 +342,37 @@ mod tests {
 
     #[test]
     fn gradients_are_the_autograds_with_and_without_dropout() {
-        check(Activation::Gelu, Queries::All, &batch(false));
-        check(Activation::Gelu, Queries::All, &batch(true));
-        check(Activation::GeluTanh, Queries::All, &batch(true));
-        check(Activation::Relu, Queries::All, &batch(true));
+        check(Activation::Gelu, Queries::All, false);
+        check(Activation::Gelu, Queries::All, true);
+        check(Activation::GeluTanh, Queries::All, true);
+        check(Activation::Relu, Queries::All, true);
     }
 
     #[test]
     fn first_tokens_alone_give_the_same_gradients() {
-        check(Activation::Gelu, Queries::First, &batch(false));
-        check(Activation::Gelu, Queries::First, &batch(true));
+        check(Activation::Gelu, Queries::First, false);
+        check(Activation::Gelu, Queries::First, true);
     }
 
     /// With bf16 activations the numbers are those of f32 within bf16's precision, and so are the gradients.
     #[test]
     fn bf16_stays_close_to_f32() {
-        let (shape, batch) = (shape(Activation::Gelu), batch(true));
-        let run = |precision: Precision| {
-            let mut layer =
-                EncoderLayer::load(&mut NoiseSource, &names(), &shape, precision).unwrap();
+        let shape = shape(Activation::Gelu);
+        let run = |compute: &Compute| {
+            let batch = batch(&compute.device, true);
+            let mut source = NoiseSource(compute.device.clone());
+            let mut layer = EncoderLayer::load(&mut source, &names(), &shape, compute).unwrap();
             let mut parameters = Parameters::default();
             layer.parameters(&mut parameters);
-            let dtype = precision.storage();
+            let dtype = compute.storage();
             let rows = |salt| {
                 noise_rows(salt, batch.tokens(), shape.hidden_size)
                     .to_dtype(dtype)
                     .unwrap()
+                    .to_device(&compute.device)
+                    .unwrap()
             };
-            let mut workspace = Workspace::new(dtype, shape.hidden_size, shape.intermediate_size);
+            let mut workspace = Workspace::new(compute, shape.hidden_size, shape.intermediate_size);
             let out = layer
                 .forward(&rows("x"), &batch, Queries::All, &mut workspace)
                 .unwrap();
@@ -369,10 +386,17 @@ mod tests {
             all
         };
         let numbers = |t: &Tensor| {
-            let t = t.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+            let t = in_f64(t).flatten_all().unwrap();
             t.to_vec1::<f64>().unwrap()
         };
-        for ((name, long), (_, short)) in run(Precision::F32).iter().zip(&run(Precision::Bf16)) {
+        let long = run(&on_cpu());
+        let short = everywhere().map(|compute| {
+            run(&Compute {
+                precision: Precision::Bf16,
+                ..compute
+            })
+        });
+        for ((name, long), (_, short)) in short.iter().flat_map(|short| long.iter().zip(short)) {
             let (long, short) = (numbers(long), numbers(short));
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let off = norm(&mut long.iter().zip(&short).map(|(x, y)| x - y));
@@ -386,8 +410,9 @@ mod tests {
     fn backward_needs_a_forward() {
         let shape = shape(Activation::Gelu);
         let mut layer =
-            EncoderLayer::load(&mut NoiseSource, &names(), &shape, Precision::F32).unwrap();
-        let mut workspace = Workspace::new(DType::F32, shape.hidden_size, shape.intermediate_size);
-        assert!(layer.backward(&batch(false), &mut workspace).is_err());
+            EncoderLayer::load(&mut NoiseSource(Device::Cpu), &names(), &shape, &on_cpu()).unwrap();
+        let mut workspace = Workspace::new(&on_cpu(), shape.hidden_size, shape.intermediate_size);
+        let batch = batch(&Device::Cpu, false);
+        assert!(layer.backward(&batch, &mut workspace).is_err());
     }
 }

@@ -1,12 +1,13 @@
 //! Two dense layers with an activation between (HF `BertIntermediate` and the dense half of `BertOutput`).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{
     Buffer, EncoderLayerShape, Linear, Loaded, Names, ParameterSource, Parameters, Workspace,
 };
 use crate::kernels::activation::Activation;
-use crate::kernels::linear::Precision;
+use crate::kernels::device::Compute;
 
 /// `output(activation(intermediate(x)))`.
 pub struct FeedForward {
@@ -27,15 +28,15 @@ impl FeedForward {
         source: &mut S,
         names: &Names,
         shape: &EncoderLayerShape,
-        precision: Precision,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
         let (d, i) = (shape.hidden_size, shape.intermediate_size);
         Ok(Self {
-            intermediate: Linear::load(source, &names.intermediate, i, d, precision)?,
-            output: Linear::load(source, &names.output, d, i, precision)?,
+            intermediate: Linear::load(source, &names.intermediate, i, d, compute)?,
+            output: Linear::load(source, &names.output, d, i, compute)?,
             activation: shape.activation,
-            inner: Buffer::of(precision.storage(), i),
-            activated: Buffer::of(precision.storage(), i),
+            inner: Buffer::new(compute, i),
+            activated: Buffer::new(compute, i),
         })
     }
 

@@ -1,9 +1,11 @@
 //! A dense layer: weight and bias.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::activation::Activation;
+use crate::kernels::device::Compute;
 use crate::kernels::linear::{
     self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
 };
@@ -27,16 +29,16 @@ impl Linear {
         name: &str,
         outputs: usize,
         inputs: usize,
-        precision: Precision,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
         let weight = source.parameter(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = source.parameter(&format!("{name}.bias"), &[outputs])?;
-        let packed = LinearWeight::new(&weight.value, precision)?;
+        let packed = LinearWeight::new(&weight.value, compute.precision)?;
         Ok(Self {
             weight,
             bias,
             packed,
-            precision,
+            precision: compute.precision,
         })
     }
 

@@ -3,7 +3,9 @@
 use candle_core::{Result, bail};
 
 use crate::kernels::attention::Queries;
+use crate::kernels::device::Device;
 use crate::kernels::dropout::{Dropout, token_key};
+use crate::kernels::numbers::{Array, Numbers};
 
 /// What tells the dropout masks of one step apart from those of any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,19 +19,29 @@ pub struct DropoutSeed {
 /// T token rows of B sequences, one behind the other.
 #[derive(Debug, Default)]
 pub struct MicroBatch {
-    cu_seqlens: Vec<u32>,
-    token_keys: Vec<u64>,
-    first_keys: Vec<u64>,
-    positions: Vec<u32>,
+    device: Device,
+    cu_seqlens: Array<u32>,
+    token_keys: Array<u64>,
+    first_keys: Array<u64>,
+    positions: Array<u32>,
     dropout: Option<DropoutSeed>,
 }
 
 impl MicroBatch {
+    /// An empty one, for ops on this device.
+    pub fn on(device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            ..Self::default()
+        }
+    }
+
     /// Takes over a micro-batch; memory of the last one is used again. `cu_seqlens` [B + 1] are the row
     /// numbers at which sequences start, and T; `sequence_keys` [B] name the sequences.
     ///
     /// # Errors
-    /// If there is no sequence, one is empty or longer than `max_positions`, or the lengths do not agree.
+    /// If there is no sequence, one is empty or longer than `max_positions`, the lengths do not agree, or memory
+    /// is short.
     pub fn set(
         &mut self,
         cu_seqlens: &[u32],
@@ -53,19 +65,18 @@ impl MicroBatch {
                 w[1] - w[0]
             )
         }
-        self.cu_seqlens.clear();
-        self.cu_seqlens.extend_from_slice(cu_seqlens);
         self.dropout = dropout;
-        self.token_keys.clear();
-        self.first_keys.clear();
-        self.positions.clear();
-        for (w, &sequence) in cu_seqlens.windows(2).zip(sequence_keys) {
-            let positions = 0..w[1] - w[0];
-            self.positions.extend(positions.clone());
-            self.token_keys
-                .extend(positions.map(|p| token_key(sequence, p)));
-            self.first_keys.push(token_key(sequence, 0));
-        }
+        let device = &self.device;
+        let lengths = || cu_seqlens.windows(2).map(|w| w[1] - w[0]);
+        let named = || lengths().zip(sequence_keys);
+        self.cu_seqlens.set(cu_seqlens.iter().copied(), device)?;
+        self.positions.set(lengths().flat_map(|n| 0..n), device)?;
+        self.token_keys.set(
+            named().flat_map(|(n, &sequence)| (0..n).map(move |p| token_key(sequence, p))),
+            device,
+        )?;
+        self.first_keys
+            .set(sequence_keys.iter().map(|&key| token_key(key, 0)), device)?;
         Ok(())
     }
 
@@ -80,25 +91,25 @@ impl MicroBatch {
     }
 
     /// [B + 1]: where sequences start, and T.
-    pub fn cu_seqlens(&self) -> &[u32] {
-        &self.cu_seqlens
+    pub fn cu_seqlens(&self) -> Numbers<'_, u32> {
+        self.cu_seqlens.all()
     }
 
     /// [T]: every token's place in its sequence, from 0.
-    pub fn positions(&self) -> &[u32] {
-        &self.positions
+    pub fn positions(&self) -> Numbers<'_, u32> {
+        self.positions.all()
     }
 
     /// [T]: names of the tokens.
-    pub fn token_keys(&self) -> &[u64] {
-        &self.token_keys
+    pub fn token_keys(&self) -> Numbers<'_, u64> {
+        self.token_keys.all()
     }
 
     /// Names of the rows that `queries` selects: [T] or [B].
-    pub fn keys(&self, queries: Queries) -> &[u64] {
+    pub fn keys(&self, queries: Queries) -> Numbers<'_, u64> {
         match queries {
-            Queries::All => &self.token_keys,
-            Queries::First => &self.first_keys,
+            Queries::All => self.token_keys.all(),
+            Queries::First => self.first_keys.all(),
         }
     }
 
@@ -119,10 +130,10 @@ mod tests {
     fn positions_restart_and_keys_name_sequence_and_position() {
         let mut batch = MicroBatch::default();
         batch.set(&[0, 2, 3], &[7, 9], 2, None).unwrap();
-        assert_eq!(batch.positions(), [0, 1, 0]);
+        assert_eq!(*batch.positions(), [0, 1, 0]);
         let keys = [token_key(7, 0), token_key(7, 1), token_key(9, 0)];
-        assert_eq!(batch.keys(Queries::All), keys);
-        assert_eq!(batch.keys(Queries::First), [keys[0], keys[2]]);
+        assert_eq!(*batch.keys(Queries::All), keys);
+        assert_eq!(*batch.keys(Queries::First), [keys[0], keys[2]]);
         assert_eq!((batch.tokens(), batch.sequences()), (3, 2));
         assert!(batch.dropout(0.5, 1).is_none());
     }

@@ -1,8 +1,10 @@
 //! Layer normalisation with its parameters, alone or behind dropout and a residual.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{Buffer, Loaded, Parameter, ParameterSource, Parameters};
+use crate::kernels::device::Compute;
 use crate::kernels::layer_norm::{self, Dropped, LayerNorm, Residual, Saved};
 
 /// `LN(x)` or `LN(residual + dropout(x))`.
@@ -21,7 +23,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Takes `{name}.weight` and `{name}.bias`, both [width]; the output is of type `dtype`.
+    /// Takes `{name}.weight` and `{name}.bias`, both [width]; the output is of the type that `compute` keeps.
     ///
     /// # Errors
     /// The source's.
@@ -30,15 +32,15 @@ impl Norm {
         name: &str,
         width: usize,
         eps: f32,
-        dtype: DType,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
         Ok(Self {
             weight: source.parameter(&format!("{name}.weight"), &[width])?,
             bias: source.parameter(&format!("{name}.bias"), &[width])?,
             eps,
-            normalised: Buffer::of(dtype, width),
-            rstd: Buffer::new(1),
-            out: Buffer::of(dtype, width),
+            normalised: Buffer::new(compute, width),
+            rstd: Buffer::new(&compute.in_f32(), 1),
+            out: Buffer::new(compute, width),
             partials: Vec::new(),
         })
     }
@@ -114,7 +116,7 @@ impl Norm {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use candle_nn::{LayerNorm, Module};
 
     use crate::layers::testing::noise_rows;
@@ -125,10 +127,10 @@ mod tests {
     #[test]
     fn the_stock_layer_norm_drops_gradients_silently() {
         let var = |x: f32| {
-            Var::from_tensor(&candle_core::Tensor::full(x, 6, &Device::Cpu).unwrap()).unwrap()
+            Var::from_tensor(&candle_core::Tensor::full(x, 6, &candle_core::Device::Cpu).unwrap()).unwrap()
         };
         let (weight, bias, scale) = (var(1.0), var(0.0), var(0.5));
-        let x = noise_rows("x", 3, 6).broadcast_mul(&scale).unwrap();
+        let x = noise_rows("x", 3, 6).to_candle().unwrap().broadcast_mul(&scale).unwrap();
         let stock = LayerNorm::new(weight.as_tensor().clone(), bias.as_tensor().clone(), 1e-5);
         let grads = stock
             .forward(&x)

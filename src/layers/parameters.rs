@@ -1,9 +1,14 @@
 //! Ordered named parameters. The order is the model's own (embeddings first, head last), never a map's, so
 //! that every sum over parameters has one fixed order.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
+
+use std::sync::{Arc, OnceLock};
 
 use super::TouchedRows;
+use crate::kernels::cuda::Table;
+use crate::kernels::device::Device;
 use crate::kernels::parts::Parts;
 use crate::kernels::{gradient, view};
 
@@ -49,7 +54,7 @@ impl Parameter {
     ///
     /// # Errors
     /// If it is not an f32 tensor on the CPU.
-    pub fn zero_grad(&self) -> Result<()> {
+    fn zero_grad(&self) -> Result<()> {
         self.with_touched(|parts| view::write(&self.grad, |grad| gradient::zero(grad, parts)))?;
         self.rows.iter().for_each(TouchedRows::clear);
         Ok(())
@@ -59,7 +64,7 @@ impl Parameter {
     ///
     /// # Errors
     /// If it is not an f32 tensor on the CPU.
-    pub fn grad_sum_of_squares(&self) -> Result<f64> {
+    fn grad_sum_of_squares(&self) -> Result<f64> {
         self.with_touched(|parts| {
             view::read(&self.grad, |grad| gradient::sum_of_squares(grad, parts))?
         })
@@ -103,27 +108,32 @@ pub type Loaded<T, S> = std::result::Result<T, <S as ParameterSource>::Error>;
 
 /// All parameters of a model, in order.
 #[derive(Clone, Debug, Default)]
-pub struct Parameters(Vec<Parameter>);
+pub struct Parameters {
+    list: Vec<Parameter>,
+    /// On a GPU: all gradients, for one launch.
+    table: OnceLock<Arc<Table>>,
+}
 
 impl Parameters {
     /// Appends one.
     pub fn push(&mut self, parameter: Parameter) {
-        self.0.push(parameter);
+        self.list.push(parameter);
+        self.table = OnceLock::new();
     }
 
     /// In order.
     pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
-        self.0.iter()
+        self.list.iter()
     }
 
     /// How many tensors.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.list.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// How many numbers in all.
@@ -134,9 +144,41 @@ impl Parameters {
     /// Sets every gradient to zero.
     ///
     /// # Errors
-    /// If a gradient is not an f32 tensor on the CPU.
+    /// If a gradient is not an f32 tensor, or the GPU fails.
     pub fn zero_grad(&self) -> Result<()> {
-        self.iter().try_for_each(Parameter::zero_grad)
+        let Some(table) = self.table()? else {
+            return self.iter().try_for_each(Parameter::zero_grad);
+        };
+        self.iter()
+            .filter_map(|p| p.rows.as_ref())
+            .for_each(TouchedRows::clear);
+        gradient::cuda::zero(table)
+    }
+
+    /// The sum of the squares of each gradient's elements.
+    ///
+    /// # Errors
+    /// If a gradient is not an f32 tensor, or the GPU fails.
+    pub fn grad_sums_of_squares(&self) -> Result<Vec<f64>> {
+        match self.table()? {
+            None => self.iter().map(Parameter::grad_sum_of_squares).collect(),
+            Some(table) => gradient::cuda::sums_of_squares(table),
+        }
+    }
+
+    /// All gradients, if they are on a GPU.
+    fn table(&self) -> Result<Option<&Table>> {
+        let device = self.list.first().map(|p| p.grad.device());
+        let Some(Device::Gpu(gpu)) = device else {
+            return Ok(None);
+        };
+        if self.table.get().is_none() {
+            let gradients = self.iter().map(|p| ([p.grad.clone()], false));
+            let table = Arc::new(Table::new(&gpu, gradients)?);
+            // Another thread's is the same.
+            let _ = self.table.set(table);
+        }
+        Ok(self.table.get().map(AsRef::as_ref))
     }
 }
 
@@ -150,6 +192,7 @@ impl<'a> IntoIterator for &'a Parameters {
 
 impl Extend<Parameter> for Parameters {
     fn extend<I: IntoIterator<Item = Parameter>>(&mut self, parameters: I) {
-        self.0.extend(parameters);
+        self.list.extend(parameters);
+        self.table = OnceLock::new();
     }
 }

@@ -1,13 +1,15 @@
 //! Multi-head self-attention with its four projections (HF `BertSelfAttention` and the dense half of
 //! `BertSelfOutput`).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{
     Buffer, EncoderLayerShape, Linear, Loaded, MicroBatch, Names, ParameterSource, Parameters,
     Workspace,
 };
 use crate::kernels::attention::{Attention, Queries};
+use crate::kernels::device::Compute;
 use crate::kernels::linear::Precision;
 
 /// `output(attention(query(x), key(x), value(x)))`.
@@ -38,10 +40,10 @@ impl SelfAttention {
         source: &mut S,
         names: &Names,
         shape: &EncoderLayerShape,
-        precision: Precision,
+        compute: &Compute,
     ) -> Loaded<Self, S> {
         let width = shape.hidden_size;
-        let mut linear = |name: &str| Linear::load(source, name, width, width, precision);
+        let mut linear = |name: &str| Linear::load(source, name, width, width, compute);
         Ok(Self {
             query: linear(&names.query)?,
             key: linear(&names.key)?,
@@ -50,12 +52,12 @@ impl SelfAttention {
             num_heads: shape.num_heads,
             dropout: shape.attention_dropout,
             site: shape.first_site,
-            precision,
-            q: Buffer::of(precision.storage(), width),
-            k: Buffer::of(precision.storage(), width),
-            v: Buffer::of(precision.storage(), width),
-            context: Buffer::of(precision.storage(), width),
-            lse: Buffer::new(shape.num_heads),
+            precision: compute.precision,
+            q: Buffer::new(compute, width),
+            k: Buffer::new(compute, width),
+            v: Buffer::new(compute, width),
+            context: Buffer::new(compute, width),
+            lse: Buffer::new(&compute.in_f32(), shape.num_heads),
         })
     }
 

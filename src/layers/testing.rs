@@ -4,12 +4,16 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Var};
+use candle_core::Tensor;
 use candle_nn::ops::{layer_norm_slow, softmax};
 
 use super::{EncoderLayerShape, MicroBatch, Names, Parameter, ParameterSource, Parameters};
 use crate::kernels::activation::Activation;
+use crate::kernels::device::{Compute, Device};
 use crate::kernels::dropout::{Dropout, attention_key};
+use crate::kernels::linear::Precision;
+use crate::kernels::{cuda, tensor};
 
 /// Numbers in [-1, 1) that depend on `salt` and their index only.
 pub fn noise(salt: &str, len: usize) -> Vec<f32> {
@@ -27,12 +31,25 @@ pub fn noise(salt: &str, len: usize) -> Vec<f32> {
 }
 
 /// A noise matrix.
-pub fn noise_rows(salt: &str, rows: usize, width: usize) -> Tensor {
-    Tensor::from_vec(noise(salt, rows * width), (rows, width), &Device::Cpu).unwrap()
+pub fn noise_rows(salt: &str, rows: usize, width: usize) -> tensor::Tensor {
+    tensor::Tensor::from_vec(noise(salt, rows * width), (rows, width), &Device::Cpu).unwrap()
+}
+
+/// f32 on the CPU.
+pub fn on_cpu() -> Compute {
+    Precision::F32.into()
+}
+
+/// All kinds of device, in f32: a test's body runs on each.
+pub fn everywhere() -> [Compute; 2] {
+    [Device::Cpu, cuda::emulated::device()].map(|device| Compute {
+        device,
+        precision: Precision::F32,
+    })
 }
 
 /// Overwrites a tensor.
-pub fn set(tensor: &Tensor, values: &[f32]) {
+pub fn set(tensor: &tensor::Tensor, values: &[f32]) {
     crate::kernels::view::write(tensor, |x| {
         x.copy_from_slice(values);
         Ok(())
@@ -40,8 +57,8 @@ pub fn set(tensor: &Tensor, values: &[f32]) {
     .unwrap();
 }
 
-/// Gives every layer noise, with the scale of normalisations around 1.
-pub struct NoiseSource;
+/// Gives every layer noise on this device, with the scale of normalisations around 1.
+pub struct NoiseSource(pub Device);
 
 impl ParameterSource for NoiseSource {
     type Error = candle_core::Error;
@@ -54,7 +71,7 @@ impl ParameterSource for NoiseSource {
             .map(|x| if scale { 1.0 + 0.3 * x } else { 0.4 * x });
         Parameter::new(
             name,
-            Tensor::from_vec(values.collect(), shape, &Device::Cpu)?,
+            tensor::Tensor::from_vec(values.collect(), shape, &self.0)?,
         )
     }
 }
@@ -64,7 +81,7 @@ pub struct Oracle(BTreeMap<String, Var>);
 
 impl Oracle {
     pub fn new(parameters: &Parameters) -> Self {
-        let var = |p: &Parameter| Var::from_tensor(&p.value.to_dtype(DType::F64).unwrap()).unwrap();
+        let var = |p: &Parameter| Var::from_tensor(&in_f64(&p.value)).unwrap();
         Self(
             parameters
                 .iter()
@@ -92,7 +109,7 @@ impl Oracle {
     pub fn embeddings(&self, name: &str, ids: &[u32], types: &[u32], eps: f32) -> Result<Tensor> {
         let rows = |table: &str, ids: &[u32]| {
             let table = self.get(&format!("{name}.{table}_embeddings.weight"));
-            table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
+            table.index_select(&Tensor::new(ids, &candle_core::Device::Cpu)?, 0)
         };
         let positions: Vec<u32> = (0..).take(ids.len()).collect();
         let sum =
@@ -165,18 +182,23 @@ pub fn factors(dropout: Dropout, keys: &[u64], width: usize) -> Result<Tensor> {
     for (row, &key) in all.chunks_exact_mut(width).zip(keys) {
         dropout.factors(key, row);
     }
-    Tensor::from_vec(all, (keys.len(), width), &Device::Cpu)?.to_dtype(DType::F64)
+    Tensor::from_vec(all, (keys.len(), width), &candle_core::Device::Cpu)?.to_dtype(DType::F64)
+}
+
+/// A copy for the oracle.
+pub fn in_f64(tensor: &tensor::Tensor) -> Tensor {
+    tensor.to_candle().unwrap().to_dtype(DType::F64).unwrap()
 }
 
 /// Asserts that two tensors of one shape differ by at most 1e-5 of the largest element (or of 0.1, where
 /// all elements nearly cancel).
-pub fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
+pub fn assert_close(what: &str, a: &tensor::Tensor, b: &Tensor) {
     assert_eq!(a.dims(), b.dims(), "{what}");
     let flat = |t: &Tensor| {
         let t = t.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
         t.to_vec1::<f64>().unwrap()
     };
-    let (a, b) = (flat(a), flat(b));
+    let (a, b) = (flat(&a.to_candle().unwrap()), flat(b));
     let scale = b.iter().fold(0.1, |m: f64, x| m.max(x.abs()));
     for (i, (x, y)) in a.iter().zip(&b).enumerate() {
         let off = (x - y).abs() / scale;

@@ -1,11 +1,12 @@
 //! BERT (Devlin et al. 2018): embeddings and a stack of post-norm layers, with HF's tensor names
 //! (<https://github.com/huggingface/transformers/blob/main/src/transformers/models/bert/modeling_bert.py>).
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::{BertConfig, Input, ModelError};
 use crate::kernels::attention::Queries;
-use crate::kernels::linear::Precision;
+use crate::kernels::device::Compute;
 use crate::layers::{
     DropoutSeed, Embeddings, EmbeddingsShape, EncoderLayer, EncoderLayerShape, MicroBatch, Names,
     ParameterSource, Parameters, Workspace,
@@ -33,7 +34,7 @@ impl Bert {
     pub fn load<S>(
         source: &mut S,
         config: BertConfig,
-        precision: Precision,
+        compute: &Compute,
     ) -> std::result::Result<Self, ModelError>
     where
         S: ParameterSource<Error = ModelError>,
@@ -57,7 +58,8 @@ impl Bert {
         let embeddings = Embeddings::load(
             source,
             "bert.embeddings",
-            embeddings_shape(&config, precision.storage()),
+            embeddings_shape(&config),
+            compute,
         )?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for (index, site) in
@@ -71,19 +73,19 @@ impl Bert {
                 source,
                 &layer_names(index),
                 &shape,
-                precision,
+                compute,
             )?);
         }
         Ok(Self {
             workspace: Workspace::new(
-                precision.storage(),
+                compute,
                 config.hidden_size,
                 config.intermediate_size,
             ),
             config,
             embeddings,
             layers,
-            batch: MicroBatch::default(),
+            batch: MicroBatch::on(&compute.device),
             output_rows: 0,
         })
     }
@@ -210,7 +212,7 @@ impl Bert {
     }
 }
 
-fn embeddings_shape(config: &BertConfig, dtype: DType) -> EmbeddingsShape {
+fn embeddings_shape(config: &BertConfig) -> EmbeddingsShape {
     EmbeddingsShape {
         vocab_size: config.vocab_size,
         max_positions: config.max_position_embeddings,
@@ -219,7 +221,6 @@ fn embeddings_shape(config: &BertConfig, dtype: DType) -> EmbeddingsShape {
         eps: config.layer_norm_eps,
         dropout: config.hidden_dropout_prob,
         site: 0,
-        dtype,
     }
 }
 
@@ -240,20 +241,20 @@ pub(super) fn layer_names(index: usize) -> Names {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
     use candle_transformers::models::bert as stock;
     use serde_json::json;
 
     use super::*;
-    use crate::layers::testing::{assert_close, noise_rows, set};
+    use crate::layers::testing::{assert_close, noise_rows, on_cpu, set};
     use crate::models::oracle::{TinyBert, fixture};
     use crate::models::{Checkpoint, read_config};
 
     fn load(dir: &std::path::Path) -> (Bert, Parameters) {
         let config = BertConfig::parse(&read_config(dir).unwrap()).unwrap();
         let mut checkpoint = Checkpoint::open(dir, Bert::PREFIX).unwrap();
-        let bert = Bert::load(&mut checkpoint, config, Precision::F32).unwrap();
+        let bert = Bert::load(&mut checkpoint, config, &on_cpu()).unwrap();
         let mut parameters = Parameters::default();
         bert.parameters(&mut parameters);
         (bert, parameters)
@@ -267,13 +268,13 @@ mod tests {
         let hidden = bert.forward(&tiny.input(), None, Queries::All).unwrap();
 
         let config = serde_json::from_value(read_config(&dir).unwrap()).unwrap();
-        let named = parameters.iter().map(|p| (p.name.clone(), p.value.clone()));
+        let named = parameters.iter().map(|p| (p.name.clone(), p.value.to_candle().unwrap()));
         let builder = VarBuilder::from_tensors(named.collect(), DType::F32, &Device::Cpu);
         let stock = stock::BertModel::load(builder, &config).unwrap();
         for w in tiny.cu_seqlens.windows(2) {
             let at = w[0] as usize..w[1] as usize;
             let row = |ids: &[u32]| {
-                Tensor::new(&ids[at.clone()], &Device::Cpu)
+                candle_core::Tensor::new(&ids[at.clone()], &Device::Cpu)
                     .unwrap()
                     .unsqueeze(0)
                     .unwrap()
@@ -284,7 +285,7 @@ mod tests {
                 .unwrap()
                 .squeeze(0)
                 .unwrap();
-            let rows = hidden.narrow(0, at.start, at.len()).unwrap();
+            let rows = hidden.rows(at.start, at.len()).unwrap();
             assert_close("hidden", &rows, &expected);
         }
     }
@@ -332,18 +333,18 @@ mod tests {
         full.backward().unwrap();
 
         for (b, &start) in tiny.cu_seqlens[..3].iter().enumerate() {
-            let (a, b) = (first.narrow(0, b, 1), all.narrow(0, start as usize, 1));
-            assert_close("output", &a.unwrap(), &b.unwrap());
+            let (a, b) = (first.rows(b, 1), all.rows(start as usize, 1));
+            assert_close("output", &a.unwrap(), &b.unwrap().to_candle().unwrap());
         }
         for (a, b) in short_parameters.iter().zip(&full_parameters) {
-            assert_close(&a.name, &a.grad, &b.grad);
+            assert_close(&a.name, &a.grad, &b.grad.to_candle().unwrap());
         }
     }
 
     fn first_rows_copy(from: &Tensor, to: &Tensor, rows: &[u32]) {
         let from = from.to_vec2::<f32>().unwrap();
         for (values, &row) in from.iter().zip(rows) {
-            let row = to.narrow(0, row as usize, 1).unwrap();
+            let row = to.rows(row as usize, 1).unwrap();
             set(&row, values);
         }
     }

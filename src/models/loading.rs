@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use crate::kernels::device::Device;
+use crate::kernels::tensor::Tensor;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -28,6 +29,8 @@ pub struct Checkpoint {
     used: BTreeSet<String>,
     /// What a checkpoint of a bare encoder leaves out of its names, such as `bert.`.
     prefix: &'static str,
+    /// Where parameters go.
+    device: Device,
 }
 
 impl Checkpoint {
@@ -70,7 +73,17 @@ impl Checkpoint {
             tensors: tensors.map(|(name, info)| (name, info.clone())).collect(),
             used: BTreeSet::new(),
             prefix,
+            device: Device::Cpu,
         })
+    }
+
+    /// Parameters go to this device.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            ..self
+        }
     }
 
     /// The shape of a tensor, if there is one of this name.
@@ -145,7 +158,7 @@ impl ParameterSource for Checkpoint {
 
     fn parameter(&mut self, name: &str, shape: &[usize]) -> Result<Parameter, ModelError> {
         let values = self.read(name, shape)?;
-        let value = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let value = Tensor::from_vec(values, shape, &self.device)?;
         Ok(Parameter::new(name, value)?)
     }
 }

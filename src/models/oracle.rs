@@ -61,7 +61,7 @@ pub fn logits(
         .linear("bert.pooler.dense", &Tensor::cat(&rows, 0)?)?
         .tanh()?;
     let dropout = batch.dropout(config.classifier_dropout.unwrap_or(hidden_dropout), site);
-    let masks = factors(dropout, batch.keys(Queries::First), config.hidden_size)?;
+    let masks = factors(dropout, &batch.keys(Queries::First), config.hidden_size)?;
     oracle.linear("classifier", &(pooled * masks)?)
 }
 

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, bail};
+use crate::kernels::tensor::Tensor;
 
-use crate::kernels::adamw::{AdamWUpdate, adamw};
+use crate::kernels::adamw::{self, AdamWUpdate};
+use crate::kernels::cuda::Table;
+use crate::kernels::device::Device;
 use crate::kernels::parts::Parts;
 use crate::kernels::view;
 use crate::layers::{Parameter, Parameters, RowSet};
@@ -52,6 +55,8 @@ pub enum OptimizerStateError {
 #[derive(Debug)]
 pub struct AdamW {
     slots: Vec<Slot>,
+    /// On a GPU: all of them, for one launch.
+    table: Option<Table>,
     options: AdamWOptions,
     step: u64,
 }
@@ -78,7 +83,8 @@ impl AdamW {
                 bail!("parameter `{}` is not f32", parameter.name)
             }
             let decays = decays(&parameter.name);
-            let sparse = parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
+            let on_cpu = parameter.value.device().gpu().is_none();
+            let sparse = on_cpu && parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
             Ok(Slot {
                 decays,
                 alive: sparse.then(RowSet::default),
@@ -87,8 +93,10 @@ impl AdamW {
                 parameter: parameter.clone(),
             })
         };
+        let slots = parameters.iter().map(slot).collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            slots: parameters.iter().map(slot).collect::<Result<_>>()?,
+            table: table(&slots)?,
+            slots,
             options,
             step: 0,
         })
@@ -118,6 +126,9 @@ impl AdamW {
             )
         };
         let (with_decay, without) = (update(o.weight_decay), update(0.0));
+        if let Some(table) = &self.table {
+            return adamw::cuda::adamw(table, with_decay);
+        }
         for slot in &mut self.slots {
             slot.apply(if slot.decays { &with_decay } else { &without })?;
         }
@@ -173,9 +184,24 @@ impl AdamW {
             slot.exp_avg_sq = exp_avg_sq;
             slot.alive = alive;
         }
+        self.table = table(&self.slots)?;
         self.step = step;
         Ok(())
     }
+}
+
+/// What one launch updates, if the slots are on a GPU. To be made anew when a slot gets other tensors.
+fn table(slots: &[Slot]) -> Result<Option<Table>> {
+    let device = slots.first().map(|slot| slot.exp_avg.device());
+    let Some(Device::Gpu(gpu)) = device else {
+        return Ok(None);
+    };
+    let groups = slots.iter().map(|slot| {
+        let (value, grad) = (&slot.parameter.value, &slot.parameter.grad);
+        let tensors = [value, grad, &slot.exp_avg, &slot.exp_avg_sq];
+        (tensors.map(Clone::clone), slot.decays)
+    });
+    Table::new(&gpu, groups).map(Some)
 }
 
 impl Slot {
@@ -197,7 +223,7 @@ impl Slot {
             view::write(&self.exp_avg, |m| {
                 view::write(&self.exp_avg_sq, |v| {
                     view::write(&self.parameter.value, |value| {
-                        adamw(update, parts, value, grad, m, v)
+                        adamw::adamw(update, parts, value, grad, m, v)
                     })
                 })
             })
@@ -235,7 +261,7 @@ fn take(
             expected: describe(like),
         });
     }
-    Ok(moment.contiguous()?.copy()?)
+    Ok(moment.copy()?.to_device(&like.device())?)
 }
 
 #[cfg(test)]

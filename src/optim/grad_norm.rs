@@ -10,11 +10,7 @@ use crate::layers::Parameters;
 /// # Errors
 /// If a gradient is not a contiguous f32 tensor on the CPU.
 pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
-    let mut sum = 0.0;
-    for parameter in parameters {
-        sum += parameter.grad_sum_of_squares()?;
-    }
-    Ok(sum.sqrt())
+    Ok(parameters.grad_sums_of_squares()?.iter().sum::<f64>().sqrt())
 }
 
 /// What clipping multiplies the gradients by (`torch.nn.utils.clip_grad_norm_`); 1 if `max_norm` is 0, which
@@ -34,19 +30,16 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f32 {
 /// # Errors
 /// If a gradient is not a contiguous f32 tensor on the CPU.
 pub fn missing_gradients(parameters: &Parameters) -> Result<Vec<String>> {
-    let mut missing = Vec::new();
-    for parameter in parameters {
-        let sum = parameter.grad_sum_of_squares()?;
-        if sum == 0.0 || !sum.is_finite() {
-            missing.push(parameter.name.clone());
-        }
-    }
-    Ok(missing)
+    let sums = parameters.grad_sums_of_squares()?;
+    let named = parameters.iter().zip(sums);
+    let missing = named.filter(|&(_, sum)| sum == 0.0 || !sum.is_finite());
+    Ok(missing.map(|(parameter, _)| parameter.name.clone()).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use crate::kernels::device::Device;
+    use crate::kernels::tensor::Tensor;
 
     use super::*;
     use crate::layers::Parameter;

@@ -41,7 +41,9 @@ pub fn check(parameters: &Parameters) -> Result<(), JobError> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor, Var};
+    use candle_core::Var;
+    use crate::kernels::device::Device;
+    use crate::kernels::tensor::Tensor;
     use candle_nn::Module as _;
 
     use super::*;
@@ -87,7 +89,7 @@ mod tests {
     fn a_real_model_passes_and_a_layer_cut_off_from_the_loss_does_not() {
         let tiny = TinyBert::read();
         let (mut model, _) =
-            SequenceClassifier::load(&fixture("tiny-bert"), 3, 1, Precision::F32).unwrap();
+            SequenceClassifier::load(&fixture("tiny-bert"), 3, 1, &Precision::F32.into()).unwrap();
         let options = LossOptions {
             label_smoothing: 0.0,
             scale: 1.0,
@@ -114,18 +116,18 @@ mod tests {
     /// candle's own LayerNorm drops gradients without an error; the gate would have stopped that training.
     #[test]
     fn candles_stock_layer_norm_would_have_been_caught() {
-        let var = |x: f32| Var::from_tensor(&Tensor::full(x, 4, &Device::Cpu).unwrap()).unwrap();
+        let var = |x: f32| Var::from_tensor(&candle_core::Tensor::full(x, 4, &candle_core::Device::Cpu).unwrap()).unwrap();
         let vars = [("LayerNorm.weight", var(1.0)), ("LayerNorm.bias", var(0.0))];
         let tensor = |i: usize| vars[i].1.as_tensor().clone();
         let norm = candle_nn::LayerNorm::new(tensor(0), tensor(1), 1e-5);
-        let x = Tensor::new(&[[1f32, 2.0, 4.0, 8.0]], &Device::Cpu).unwrap();
+        let x = candle_core::Tensor::new(&[[1f32, 2.0, 4.0, 8.0]], &candle_core::Device::Cpu).unwrap();
         let loss = norm.forward(&x).unwrap().sqr().unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
         let mut parameters = Parameters::default();
         for (name, var) in &vars {
-            let parameter = Parameter::new(*name, var.as_tensor().clone()).unwrap();
+            let parameter = Parameter::new(*name, var.as_tensor().clone().into()).unwrap();
             if let Some(grad) = grads.get(var) {
-                let grad = view::read(grad, <[f32]>::to_vec).unwrap();
+                let grad = view::read(&grad.clone().into(), <[f32]>::to_vec).unwrap();
                 view::write(&parameter.grad, |g| {
                     g.copy_from_slice(&grad);
                     Ok(())

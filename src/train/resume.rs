@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use crate::kernels::tensor::Tensor;
 
 use crate::artifacts;
 use crate::domain::{CheckpointRecord, ErrorCode, Event, JobError, LogLevel};

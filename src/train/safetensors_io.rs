@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use crate::kernels::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::artifacts::DiskFile;
@@ -81,7 +81,8 @@ pub fn read(path: &Path) -> Result<Contents, JobError> {
         safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| unreadable(&e))?;
     let tensors = candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu)
         .map_err(|e| unreadable(&e))?;
-    Ok((tensors, header.metadata().clone().unwrap_or_default()))
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.into()));
+    Ok((tensors.collect(), header.metadata().clone().unwrap_or_default()))
 }
 
 #[cfg(test)]

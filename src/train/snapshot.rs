@@ -1,7 +1,7 @@
 //! A copy of everything a checkpoint holds, taken between two steps, so that training goes on while it is
 //! written. The copy's memory is used again by the next one.
 
-use candle_core::Tensor;
+use crate::kernels::tensor::Tensor;
 
 use crate::domain::{ErrorCode, JobError};
 use crate::kernels::view;
@@ -139,7 +139,7 @@ fn all_finite(x: &[f32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use crate::kernels::device::Device;
 
     use super::*;
 

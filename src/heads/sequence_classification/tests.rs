@@ -2,6 +2,8 @@ use candle_core::DType;
 use serde_json::json;
 
 use super::*;
+use crate::kernels::device::Device;
+use crate::kernels::linear::Precision;
 use crate::kernels::pool;
 use crate::layers::testing::{Oracle, assert_close};
 use crate::models::oracle::{TinyBert, fixture, logits, mean_loss};
@@ -13,7 +15,7 @@ const MEAN: LossOptions = LossOptions {
 };
 
 fn load(dir: &Path) -> SequenceClassifier {
-    SequenceClassifier::load(dir, 3, 0, Precision::F32)
+    SequenceClassifier::load(dir, 3, 0, &Precision::F32.into())
         .unwrap()
         .0
 }
@@ -26,7 +28,7 @@ fn with_dropout() -> SequenceClassifier {
 }
 
 fn gradients(model: &SequenceClassifier) -> Vec<Vec<f32>> {
-    let flat = |p: &Parameter| p.grad.flatten_all().unwrap().to_vec1().unwrap();
+    let flat = |p: &Parameter| p.grad.to_vec1().unwrap();
     model.parameters().iter().map(flat).collect()
 }
 
@@ -34,7 +36,7 @@ fn gradients(model: &SequenceClassifier) -> Vec<Vec<f32>> {
 fn loss_logits_and_every_gradient_are_those_of_pytorch() {
     let tiny = TinyBert::read();
     let (mut model, report) =
-        SequenceClassifier::load(&fixture("tiny-bert"), 3, 0, Precision::F32).unwrap();
+        SequenceClassifier::load(&fixture("tiny-bert"), 3, 0, &Precision::F32.into()).unwrap();
     assert_eq!(report, LoadReport::default());
     let sum = model
         .forward_backward(&tiny.input(), &tiny.labels, SEED, &MEAN)
@@ -146,7 +148,7 @@ fn a_sequence_does_not_see_its_neighbours() {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
     for (a, b) in packed.parameters().iter().zip(alone.parameters()) {
-        assert_close(&a.name, &a.grad, &b.grad);
+        assert_close(&a.name, &a.grad, &b.grad.to_candle().unwrap());
     }
 }
 
@@ -194,7 +196,7 @@ fn evaluation_drops_nothing() {
 fn missing_heads_are_drawn_by_the_seed_and_reported() {
     let weights = candle_core::safetensors::load(
         fixture("tiny-bert").join("model.safetensors"),
-        &Device::Cpu,
+        &candle_core::Device::Cpu,
     )
     .unwrap();
     let dir = TinyBert::folder_with(&json!({}));
@@ -210,12 +212,12 @@ fn missing_heads_are_drawn_by_the_seed_and_reported() {
         });
     let other = (
         "cls.seq_relationship.bias".to_owned(),
-        Tensor::new(&[0f32], &Device::Cpu).unwrap(),
+        candle_core::Tensor::new(&[0f32], &candle_core::Device::Cpu).unwrap(),
     );
     let bare: std::collections::HashMap<_, _> = bare.chain([other]).collect();
     candle_core::safetensors::save(&bare, dir.path().join("model.safetensors")).unwrap();
 
-    let load = |seed| SequenceClassifier::load(dir.path(), 5, seed, Precision::F32).unwrap();
+    let load = |seed| SequenceClassifier::load(dir.path(), 5, seed, &Precision::F32.into()).unwrap();
     let (model, report) = load(1);
     let head = [
         "bert.pooler.dense.weight",
@@ -227,7 +229,7 @@ fn missing_heads_are_drawn_by_the_seed_and_reported() {
     assert_eq!(report.ignored, ["cls.seq_relationship.bias"]);
     let values = |model: &SequenceClassifier, name: &str| -> Vec<f32> {
         let parameter = model.parameters().iter().find(|p| p.name == name).unwrap();
-        parameter.value.flatten_all().unwrap().to_vec1().unwrap()
+        parameter.value.to_vec1().unwrap()
     };
     assert_eq!(values(&model, "classifier.bias"), [0.0; 5]);
     let weight = values(&model, "classifier.weight");
@@ -240,17 +242,17 @@ fn missing_heads_are_drawn_by_the_seed_and_reported() {
 #[test]
 fn a_classifier_for_other_labels_is_replaced_and_a_pooler_of_another_shape_refused() {
     let dir = fixture("tiny-bert");
-    let (_, report) = SequenceClassifier::load(&dir, 4, 0, Precision::F32).unwrap();
+    let (_, report) = SequenceClassifier::load(&dir, 4, 0, &Precision::F32.into()).unwrap();
     let classifier = ["classifier.weight", "classifier.bias"];
     assert_eq!(report.newly_initialized, classifier);
     let mut ignored = report.ignored;
     ignored.reverse();
     assert_eq!(ignored, classifier);
     for labels in [0, MAX_LABELS + 1] {
-        assert!(SequenceClassifier::load(&dir, labels, 0, Precision::F32).is_err());
+        assert!(SequenceClassifier::load(&dir, labels, 0, &Precision::F32.into()).is_err());
     }
     let dir = TinyBert::folder_with(&json!({ "intermediate_size": 47 }));
-    let error = SequenceClassifier::load(dir.path(), 3, 0, Precision::F32)
+    let error = SequenceClassifier::load(dir.path(), 3, 0, &Precision::F32.into())
         .err()
         .unwrap();
     assert!(
@@ -343,9 +345,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn gradients_in_bf16_point_where_those_in_f32_do() {
     let tiny = TinyBert::read();
-    let run = |precision| {
+    let run = |precision: Precision| {
         let dir = fixture("tiny-bert");
-        let (mut model, _) = SequenceClassifier::load(&dir, 3, 0, precision).unwrap();
+        let (mut model, _) = SequenceClassifier::load(&dir, 3, 0, &precision.into()).unwrap();
         model
             .forward_backward(&tiny.input(), &tiny.labels, None, &MEAN)
             .unwrap();

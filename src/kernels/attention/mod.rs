@@ -10,12 +10,14 @@ mod softmax;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
 
 use super::dropout::Dropout;
 use super::element::{Element, for_dtype};
 use super::gemm::Engine;
 use super::linear::Precision;
+use super::numbers::Numbers;
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::view::{self, read, write};
@@ -34,9 +36,9 @@ pub enum Queries {
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// Where sequences start in the packed rows: B + 1 numbers, the first 0, the last T.
-    pub cu_seqlens: &'a [u32],
+    pub cu_seqlens: Numbers<'a, u32>,
     /// The dropout key of each of the T rows.
-    pub token_keys: &'a [u64],
+    pub token_keys: Numbers<'a, u64>,
     pub num_heads: usize,
     pub dropout: Dropout,
     pub queries: Queries,
@@ -120,7 +122,7 @@ impl Attention<'_> {
         lse: &Tensor,
     ) -> Result<Plan<'_>> {
         let (rows, hidden) = k.dims2()?;
-        let Some((&first, rest)) = self.cu_seqlens.split_first() else {
+        let Some((&first, rest)) = self.cu_seqlens.host().split_first() else {
             bail!("cu_seqlens is empty")
         };
         let queries = match self.queries {
@@ -210,7 +212,7 @@ impl Plan<'_> {
             scale: 1.0 / (dim as f32).sqrt(),
             queries,
             keys,
-            token_keys: &attention.token_keys[asking],
+            token_keys: &attention.token_keys.host()[asking],
             dropout: attention.dropout,
         }
     }

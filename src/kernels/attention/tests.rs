@@ -1,4 +1,5 @@
-use candle_core::{DType, Device};
+use candle_core::DType;
+use crate::kernels::device::Device;
 
 use super::*;
 use crate::kernels::cpu::Cpu;
@@ -100,8 +101,8 @@ impl Case {
     /// With tensors of this type.
     fn run_as(&self, engine: Engine, dtype: DType) -> Results {
         let attention = Attention {
-            cu_seqlens: &self.cu,
-            token_keys: &self.keys,
+            cu_seqlens: (&self.cu).into(),
+            token_keys: (&self.keys).into(),
             num_heads: self.heads,
             dropout: self.dropout,
             queries: self.queries,
@@ -334,8 +335,8 @@ fn sequences_that_do_not_cover_the_rows_are_errors() {
     let lse = tensor(&[0.0; 8], 2);
     for cu in [&[][..], &[0], &[0, 3], &[1, 4], &[0, 5, 4]] {
         let attention = Attention {
-            cu_seqlens: cu,
-            token_keys: &[0; 4],
+            cu_seqlens: cu.into(),
+            token_keys: (&[0; 4]).into(),
             num_heads: 2,
             dropout: Dropout::NONE,
             queries: Queries::All,

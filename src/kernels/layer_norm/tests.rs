@@ -1,4 +1,5 @@
-use candle_core::{DType, Device};
+use candle_core::DType;
+use crate::kernels::device::Device;
 
 use super::*;
 
@@ -96,7 +97,7 @@ fn run_as(dtype: DType) -> Case {
     let keys: Vec<u64> = (0..ROWS as u64).map(|t| t << 3).collect();
     let dropout = Dropout::new(0.2, 1, 2, 3);
 
-    let vector = |x: &[f32]| tensor(x, 1).squeeze(0).unwrap();
+    let vector = |x: &[f32]| Tensor::from_slice(x, x.len(), &Device::Cpu).unwrap();
     let typed = |x: Tensor| x.to_dtype(dtype).unwrap();
     let (g, b, r) = (
         vector(&gamma),
@@ -105,7 +106,7 @@ fn run_as(dtype: DType) -> Case {
     );
     let [normalised, out, d_sum, d_x] = [0; 4].map(|_| typed(zeros(ROWS, WIDTH)));
     let rstd = zeros(ROWS, 1);
-    let (d_gamma, d_beta) = (g.ones_like().unwrap(), g.zeros_like().unwrap());
+    let (d_gamma, d_beta) = (vector(&vec![1.0; g.elem_count()]), g.zeros_like().unwrap());
     let norm = LayerNorm {
         gamma: &g,
         beta: &b,
@@ -118,12 +119,12 @@ fn run_as(dtype: DType) -> Case {
     let branch = Residual {
         tensor: &r,
         dropout,
-        keys: &keys,
+        keys: (&keys).into(),
     };
     let dropped = Dropped {
         d_x: &d_x,
         dropout,
-        keys: &keys,
+        keys: (&keys).into(),
     };
     let (x_rows, d_out) = (typed(tensor(&x, ROWS)), typed(tensor(&weights, ROWS)));
     forward(&norm, &x_rows, Some(&branch), &saved, &out).unwrap();
@@ -192,8 +193,8 @@ fn forward_and_backward_with_dropout_match_the_definition_and_its_differences() 
 #[test]
 fn plain_rows_come_out_with_mean_beta_and_spread_gamma() {
     let (gamma, beta) = (
-        Tensor::full(2f32, 4, &Device::Cpu).unwrap(),
-        Tensor::full(1f32, 4, &Device::Cpu).unwrap(),
+        Tensor::full(2.0, 4, &Device::Cpu).unwrap(),
+        Tensor::full(1.0, 4, &Device::Cpu).unwrap(),
     );
     let norm = LayerNorm {
         gamma: &gamma,

@@ -1,10 +1,11 @@
 //! `dx = dy W`, also summed over several layers of one input, and through the activation before it.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
 
 use super::pieces::{Piece, add_to, load, store};
 use super::products::{Sum, Term, rows_times_panels};
-use super::{Activated, LinearWeight, expect};
+use super::{Activated, LinearWeight, cuda, expect};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
 use crate::kernels::gemm::Panels;
@@ -32,6 +33,9 @@ pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bo
 /// # Errors
 /// As [`backward_input`].
 pub fn backward_input_all(shares: &[Share<'_>], dx: &Tensor, accumulate: bool) -> Result<()> {
+    if let Some(gpu) = dx.device().gpu() {
+        return cuda::backward_input_all(gpu, shares, dx, accumulate);
+    }
     for_dtype!(dx, backward_input_all_of(shares, dx, accumulate))
 }
 
@@ -63,6 +67,9 @@ pub fn backward_input_activated(
     weight: &LinearWeight,
     to: &Activated<'_>,
 ) -> Result<()> {
+    if let Some(gpu) = dy.device().gpu() {
+        return cuda::backward_input_activated(gpu, dy, weight, to);
+    }
     for_dtype!(dy, backward_input_activated_of(dy, weight, to))
 }
 

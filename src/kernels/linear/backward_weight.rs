@@ -1,9 +1,10 @@
 //! `dw += dyᵀ x` and `db += Σ dy`, also of several layers of one input.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::products::{Matrix, WeightSum, columns_times_rows};
-use super::{Precision, expect};
+use super::{Precision, cuda, expect};
 use crate::kernels::element::{Element, for_dtype};
 use crate::kernels::gemm::Engine;
 use crate::kernels::pool::Disjoint;
@@ -43,6 +44,9 @@ pub fn backward_weight_all(
     x: &Tensor,
     precision: Precision,
 ) -> Result<()> {
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::backward_weight_all(gpu, layers, x);
+    }
     backward_weight_on(Engine::best(precision), layers, x)
 }
 

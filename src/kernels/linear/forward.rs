@@ -1,10 +1,11 @@
 //! `y = x Wᵀ + b`, also of several layers at once, and with the activation behind it.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use crate::kernels::tensor::Tensor;
 
 use super::pieces::{Piece, store};
 use super::products::{Sum, Term, rows_times_panels};
-use super::{LinearWeight, expect};
+use super::{LinearWeight, cuda, expect};
 use crate::kernels::activation::Activation;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
@@ -45,6 +46,9 @@ pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor
 /// # Errors
 /// As [`forward`].
 pub fn forward_all(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::forward_all(gpu, x, layers);
+    }
     for_dtype!(x, forward_all_of(x, layers))
 }
 
@@ -69,6 +73,9 @@ pub fn forward_activated(
     bias: Option<&Tensor>,
     to: &Activated<'_>,
 ) -> Result<()> {
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::forward_activated(gpu, x, weight, bias, to);
+    }
     for_dtype!(x, forward_activated_of(x, weight, bias, to))
 }
 

@@ -6,12 +6,15 @@
 
 mod backward_input;
 mod backward_weight;
+mod cuda;
 mod forward;
 mod pieces;
 mod products;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, bail};
+use crate::kernels::tensor::Tensor;
 
+use super::device::Device;
 use super::gemm::{Aligned, Engine, Format, Layout, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
@@ -53,6 +56,8 @@ pub struct LinearWeight {
     forward: Aligned,
     /// For `dx`: depth N, width K.
     backward: Aligned,
+    /// On a GPU, instead of both.
+    gpu: Option<cuda::Weight>,
 }
 
 impl LinearWeight {
@@ -61,10 +66,19 @@ impl LinearWeight {
     /// # Errors
     /// If the tensor is not a contiguous f32 matrix on the CPU.
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
-        Self::on(Engine::best(precision), weight)
+        let gpu = match weight.device() {
+            Device::Cpu => None,
+            Device::Gpu(_) => Some(cuda::Weight::new(weight, precision)?),
+        };
+        Self::with(Engine::best(precision), weight, gpu)
     }
 
+    #[cfg(test)]
     fn on(engine: Engine, weight: &Tensor) -> Result<Self> {
+        Self::with(engine, weight, None)
+    }
+
+    fn with(engine: Engine, weight: &Tensor, gpu: Option<cuda::Weight>) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
         let mut this = Self {
             weight: weight.clone(),
@@ -73,6 +87,7 @@ impl LinearWeight {
             in_features,
             forward: Aligned::new(),
             backward: Aligned::new(),
+            gpu,
         };
         this.refresh()?;
         Ok(this)
@@ -83,6 +98,9 @@ impl LinearWeight {
     /// # Errors
     /// If the tensor is not a contiguous f32 matrix on the CPU.
     pub fn refresh(&mut self) -> Result<()> {
+        if let Some(gpu) = &self.gpu {
+            return gpu.refresh(&self.weight);
+        }
         let (engine, n, k) = (self.engine, self.out_features, self.in_features);
         let (forward, backward) = (self.forward_layout(), self.backward_layout());
         let _op = profile::op("pack weights", 0, 8 * n * k);

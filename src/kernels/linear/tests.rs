@@ -1,4 +1,4 @@
-use candle_core::Device;
+use crate::kernels::device::Device;
 
 use super::backward_weight::backward_weight_on;
 use super::*;

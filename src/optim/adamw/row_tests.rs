@@ -1,7 +1,7 @@
 //! Tables are zeroed, summed and updated by the rows that had gradients: bit by bit what whole passes give.
 
 use super::*;
-use crate::layers::testing::{NoiseSource, noise_rows};
+use crate::layers::testing::{NoiseSource, noise_rows, on_cpu};
 use crate::layers::{DropoutSeed, Embeddings, EmbeddingsShape, MicroBatch};
 use crate::optim::{clip_coefficient, global_grad_norm};
 
@@ -15,7 +15,6 @@ const SHAPE: EmbeddingsShape = EmbeddingsShape {
     eps: 1e-5,
     dropout: 0.1,
     site: 0,
-    dtype: DType::F32,
 };
 
 #[derive(Clone, Copy, PartialEq)]
@@ -47,7 +46,7 @@ struct Training {
 
 impl Training {
     fn new(passes: Passes, weight_decay: f64) -> Self {
-        let layer = Embeddings::load(&mut NoiseSource, "e", SHAPE).unwrap();
+        let layer = Embeddings::load(&mut NoiseSource(Device::Cpu), "e", SHAPE, &on_cpu()).unwrap();
         let (mut by_rows, mut whole) = (Parameters::default(), Parameters::default());
         layer.parameters(&mut by_rows);
         let plain = |p: &Parameter| Parameter {
@@ -213,7 +212,7 @@ fn only_tables_without_decay_go_by_rows() {
 /// A moment of -0 is no row of zeros: the next update makes it 0, in a run that was never interrupted.
 #[test]
 fn a_negative_zero_keeps_its_row_alive() {
-    let zero = Tensor::zeros((3, 2), DType::F32, &candle_core::Device::Cpu).unwrap();
+    let zero = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
     let first = zero.copy().unwrap();
     view::write(&first, |x| {
         x[3] = -0.0;

@@ -3,7 +3,7 @@
     reason = "numbers are quoted as torch prints them"
 )]
 
-use candle_core::Device;
+use crate::kernels::device::Device;
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn options(weight_decay: f64) -> AdamWOptions {
 fn model(names: &[&str]) -> Parameters {
     let mut parameters = Parameters::default();
     for name in names {
-        let value = Tensor::new(&START, &Device::Cpu).unwrap();
+        let value = Tensor::from_slice(&START, 3, &Device::Cpu).unwrap();
         parameters.push(Parameter::new(*name, value).unwrap());
     }
     parameters

@@ -1,8 +1,12 @@
 //! Softmax cross-entropy with label smoothing, as transformers' `LabelSmoother`: an item's loss is
 //! `(1-ε) nll + ε mean over classes of -log p`.
 
-use candle_core::{Result, Tensor, bail};
+mod cuda;
 
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
+
+use super::numbers::Numbers;
 use super::rows::check_lens;
 use super::view;
 
@@ -11,17 +15,26 @@ use super::view;
 ///
 /// # Errors
 /// If a label is not a class, or shapes do not fit.
-pub fn cross_entropy(
+pub fn cross_entropy<'a>(
     logits: &Tensor,
-    labels: &[u32],
+    labels: impl Into<Numbers<'a, u32>>,
     label_smoothing: f32,
     gradient: Option<(&Tensor, f32)>,
 ) -> Result<f64> {
+    let labels = labels.into();
     let (items, classes) = logits.dims2()?;
     check_lens("cross_entropy", items, &[labels.len()])?;
     if let Some(label) = labels.iter().find(|&&l| l as usize >= classes) {
         bail!("cross_entropy: label {label} is not below {classes}")
     }
+    if let Some((d_logits, _)) = gradient {
+        let len = logits.elem_count();
+        check_lens("cross_entropy", len, &[d_logits.elem_count()])?;
+    }
+    if let Some(gpu) = logits.device().gpu() {
+        return cuda::cross_entropy(gpu, logits, labels, label_smoothing, gradient);
+    }
+    let labels = labels.host();
     let smoothing = f64::from(label_smoothing);
     view::read(logits, |logits| {
         let rows = logits.chunks_exact(classes).zip(labels);
@@ -29,7 +42,6 @@ pub fn cross_entropy(
             return Ok(rows.map(|(x, &label)| item(x, label, smoothing).0).sum());
         };
         view::write(d_logits, |d_logits| {
-            check_lens("cross_entropy", logits.len(), &[d_logits.len()])?;
             let mut sum = 0.0;
             for ((x, &label), d) in rows.zip(d_logits.chunks_exact_mut(classes)) {
                 let (loss, log_sum) = item(x, label, smoothing);
@@ -76,7 +88,7 @@ fn item_gradient(x: &[f32], label: u32, smoothing: f64, log_sum: f64, scale: f64
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use crate::kernels::device::Device;
 
     use super::*;
 
@@ -108,8 +120,6 @@ mod tests {
             let alone = cross_entropy(&logits, &LABELS, epsilon, None).unwrap();
             assert_eq!(loss, alone);
             for (i, d) in d
-                .flatten_all()
-                .unwrap()
                 .to_vec1::<f32>()
                 .unwrap()
                 .iter()

@@ -3,12 +3,16 @@
 //! The forward keeps the normalised rows and 1/σ; the backward recomputes the dropout. The gradients of
 //! gamma and beta are summed over fixed blocks of 64 rows, then over blocks in order: threads don't matter.
 
-use candle_core::{DType, Result, Tensor, bail};
+mod cuda;
+
+use candle_core::{DType, Result, bail};
+use crate::kernels::tensor::Tensor;
 use half::bf16;
 
 use super::cpu::{Cpu, multiversion};
 use super::dropout::Dropout;
 use super::element::Element;
+use super::numbers::Numbers;
 use super::pool::{Disjoint, parallel_for};
 use super::rows::{LANES, add, add_widened, check_lens, narrow, widen};
 use super::{profile, view};
@@ -46,7 +50,7 @@ pub struct Residual<'a> {
     /// Of `x`, before the sum.
     pub dropout: Dropout,
     /// [T]: names of the rows.
-    pub keys: &'a [u64],
+    pub keys: Numbers<'a, u64>,
 }
 
 /// Where the gradient of the dropped-out addend goes.
@@ -57,7 +61,7 @@ pub struct Dropped<'a> {
     /// The forward's.
     pub dropout: Dropout,
     /// [T]: the forward's.
-    pub keys: &'a [u64],
+    pub keys: Numbers<'a, u64>,
 }
 
 /// `out = LN(residual + dropout(x))`, or `LN(x)`. `residual`, `saved.normalised` and `out` have one type of
@@ -72,6 +76,10 @@ pub fn forward(
     saved: &Saved,
     out: &Tensor,
 ) -> Result<()> {
+    check_keys(x, residual.map(|r| (r.dropout, r.keys)))?;
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::forward(gpu, norm, x, residual, saved, out);
+    }
     match (x.dtype(), out.dtype()) {
         (DType::BF16, DType::BF16) => forward_of::<bf16, bf16>(norm, x, residual, saved, out),
         (_, DType::BF16) => forward_of::<f32, bf16>(norm, x, residual, saved, out),
@@ -88,12 +96,9 @@ fn forward_of<X: Element, T: Element>(
 ) -> Result<()> {
     let (rows, width) = x.dims2()?;
     let (dropout, keys) = match residual {
-        Some(r) => (r.dropout, r.keys),
+        Some(r) => (r.dropout, r.keys.host()),
         None => (Dropout::NONE, [].as_slice()),
     };
-    if !dropout.is_none() && keys.len() != rows {
-        bail!("layer_norm: {} keys for {rows} rows", keys.len())
-    }
     let _op = profile::op("layer norm", 0, 4 * size_of::<T>() * rows * width);
     let cpu = Cpu::best();
     let others: Vec<&Tensor> = residual.iter().map(|r| r.tensor).collect();
@@ -169,6 +174,10 @@ pub fn backward(
         0,
         4 * d_out.dtype().size_in_bytes() * rows * width,
     );
+    check_keys(d_out, dropped.map(|d| (d.dropout, d.keys)))?;
+    if let Some(gpu) = d_out.device().gpu() {
+        return cuda::backward(gpu, gamma, saved, d_out, dropped, d_sum, d_gamma, d_beta);
+    }
     partials.resize(rows.div_ceil(PARTIAL_ROWS) * 2 * width, 0.0);
     let run = match (d_out.dtype(), d_sum.dtype()) {
         (DType::BF16, DType::BF16) => backward_of::<bf16, bf16>,
@@ -188,15 +197,6 @@ fn backward_of<T: Element, X: Element>(
     partials: &mut [f32],
 ) -> Result<()> {
     let (rows, width) = d_out.dims2()?;
-    if let Some(dropped) = dropped
-        && !dropped.dropout.is_none()
-        && dropped.keys.len() != rows
-    {
-        bail!(
-            "layer_norm backward: {} keys for {rows} rows",
-            dropped.keys.len()
-        )
-    }
     let cpu = Cpu::best();
     let outputs: Vec<&Tensor> = [d_sum].into_iter().chain(dropped.map(|d| d.d_x)).collect();
     view::read_list(&[d_out, saved.normalised], |inputs: &[&[T]]| {
@@ -235,6 +235,16 @@ fn backward_of<T: Element, X: Element>(
             })
         })?
     })?
+}
+
+/// Where something is dropped, every row needs its key.
+fn check_keys(rows: &Tensor, dropped: Option<(Dropout, Numbers<'_, u64>)>) -> Result<()> {
+    match dropped {
+        Some((dropout, keys)) if !dropout.is_none() => {
+            check_lens("layer_norm: keys", rows.dim(0)?, &[keys.len()])
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Adds the blocks' partial sums in order.

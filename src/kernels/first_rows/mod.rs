@@ -1,10 +1,14 @@
 //! The first token's row of every sequence, for heads that pool it; row-wise dropout; other types.
 
-use candle_core::{Result, Tensor, bail};
+mod cuda;
+
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
 
 use super::cpu::Cpu;
 use super::dropout::Dropout;
 use super::element::{Element, for_dtype};
+use super::numbers::Numbers;
 use super::rows::{add_narrow, check_lens, for_blocks, narrow, widen};
 use super::view;
 
@@ -12,12 +16,20 @@ use super::view;
 ///
 /// # Errors
 /// If shapes or types do not fit.
-pub fn gather(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result<()> {
-    for_dtype!(x, gather_of(x, cu_seqlens, out))
+pub fn gather<'a>(
+    x: &Tensor,
+    cu_seqlens: impl Into<Numbers<'a, u32>>,
+    out: &Tensor,
+) -> Result<()> {
+    let cu_seqlens = cu_seqlens.into();
+    let (firsts, width) = check(x, cu_seqlens, out)?;
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::gather(gpu, x, cu_seqlens, out);
+    }
+    for_dtype!(x, gather_of(x, firsts, width, out))
 }
 
-fn gather_of<T: Element>(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result<()> {
-    let (firsts, width) = check(x, cu_seqlens, out)?;
+fn gather_of<T: Element>(x: &Tensor, firsts: &[u32], width: usize, out: &Tensor) -> Result<()> {
     view::read_as(x, |x: &[T]| {
         view::write_as(out, |out: &mut [T]| {
             for (out, &first) in out.chunks_exact_mut(width).zip(firsts) {
@@ -32,12 +44,25 @@ fn gather_of<T: Element>(x: &Tensor, cu_seqlens: &[u32], out: &Tensor) -> Result
 ///
 /// # Errors
 /// If shapes or types do not fit.
-pub fn scatter_add(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> Result<()> {
-    for_dtype!(d, scatter_add_of(d, cu_seqlens, d_x))
+pub fn scatter_add<'a>(
+    d: &Tensor,
+    cu_seqlens: impl Into<Numbers<'a, u32>>,
+    d_x: &Tensor,
+) -> Result<()> {
+    let cu_seqlens = cu_seqlens.into();
+    let (firsts, width) = check(d_x, cu_seqlens, d)?;
+    if let Some(gpu) = d.device().gpu() {
+        return cuda::scatter_add(gpu, d, cu_seqlens, d_x);
+    }
+    for_dtype!(d, scatter_add_of(d, firsts, width, d_x))
 }
 
-fn scatter_add_of<T: Element>(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> Result<()> {
-    let (firsts, width) = check(d_x, cu_seqlens, d)?;
+fn scatter_add_of<T: Element>(
+    d: &Tensor,
+    firsts: &[u32],
+    width: usize,
+    d_x: &Tensor,
+) -> Result<()> {
     let (cpu, mut row) = (Cpu::best(), vec![0.0; width]);
     view::read_as(d, |d: &[T]| {
         view::write_as(d_x, |d_x: &mut [T]| {
@@ -54,18 +79,26 @@ fn scatter_add_of<T: Element>(d: &Tensor, cu_seqlens: &[u32], d_x: &Tensor) -> R
 ///
 /// # Errors
 /// If there is not one key per row.
-pub fn drop_out(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result<()> {
+pub fn drop_out<'a>(
+    x: &Tensor,
+    dropout: Dropout,
+    keys: impl Into<Numbers<'a, u64>>,
+) -> Result<()> {
+    let keys = keys.into();
     if dropout.is_none() {
         return Ok(());
     }
-    for_dtype!(x, drop_out_of(x, dropout, keys))
+    check_lens("dropout", x.dim(0)?, &[keys.len()])?;
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::drop_out(gpu, x, dropout, keys);
+    }
+    for_dtype!(x, drop_out_of(x, dropout, keys.host()))
 }
 
 fn drop_out_of<T: Element>(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result<()> {
     /// Rows of one task.
     const ROWS: usize = 16;
     let (rows, width) = x.dims2()?;
-    check_lens("dropout", rows, &[keys.len()])?;
     let cpu = Cpu::best();
     view::write_as(x, |x: &mut [T]| {
         for_blocks(rows.div_ceil(ROWS), [(x, ROWS * width)], |i, [x]| {
@@ -86,6 +119,9 @@ fn drop_out_of<T: Element>(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result
 /// If shapes do not fit.
 pub fn cast(x: &Tensor, out: &Tensor) -> Result<()> {
     check_lens("cast", x.elem_count(), &[out.elem_count()])?;
+    if let Some(gpu) = x.device().gpu() {
+        return cuda::cast(gpu, x, out);
+    }
     let cpu = Cpu::best();
     let mut wide = vec![0.0; x.elem_count()];
     for_dtype!(x, widen_tensor(cpu, x, &mut wide))?;
@@ -103,9 +139,13 @@ fn narrow_tensor<T: Element>(cpu: Cpu, x: &[f32], out: &Tensor) -> Result<()> {
     })
 }
 
-fn check<'a>(all: &Tensor, cu_seqlens: &'a [u32], first: &Tensor) -> Result<(&'a [u32], usize)> {
+fn check<'a>(
+    all: &Tensor,
+    cu_seqlens: Numbers<'a, u32>,
+    first: &Tensor,
+) -> Result<(&'a [u32], usize)> {
     let ((rows, width), (sequences, first_width)) = (all.dims2()?, first.dims2()?);
-    let firsts = &cu_seqlens[..cu_seqlens.len().saturating_sub(1)];
+    let firsts = &cu_seqlens.host()[..cu_seqlens.len().saturating_sub(1)];
     check_lens("first rows", width, &[first_width])?;
     check_lens("first rows", firsts.len(), &[sequences])?;
     if firsts.iter().any(|&first| first as usize >= rows) {
@@ -116,16 +156,15 @@ fn check<'a>(all: &Tensor, cu_seqlens: &'a [u32], first: &Tensor) -> Result<(&'a
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
+    use crate::kernels::device::Device;
 
     use super::*;
 
     #[test]
     fn gathered_rows_scatter_back_to_where_they_came_from() {
-        let x = Tensor::arange(0f32, 10.0, &Device::Cpu)
-            .unwrap()
-            .reshape((5, 2))
-            .unwrap();
+        let numbers = (0u8..10).map(f32::from).collect();
+        let x = Tensor::from_vec(numbers, (5, 2), &Device::Cpu).unwrap();
         let first = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
         gather(&x, &[0, 3, 5], &first).unwrap();
         assert_eq!(first.to_vec2::<f32>().unwrap(), [[0., 1.], [6., 7.]]);

@@ -1,8 +1,12 @@
 //! Embedding look-up: rows of several tables gathered and summed, and the gradient scattered back.
 
-use candle_core::{Result, Tensor, bail};
+mod cuda;
+
+use candle_core::{Result, bail};
+use crate::kernels::tensor::Tensor;
 
 use super::cpu::Cpu;
+use super::numbers::Numbers;
 use super::rows::{add, check_lens, for_blocks, for_listed_rows};
 use super::{profile, view};
 
@@ -15,7 +19,7 @@ const ROWS: usize = 16;
 /// If an id is not a row of its table, or shapes do not fit.
 pub fn gather_sum<const N: usize>(
     tables: [&Tensor; N],
-    ids: [&[u32]; N],
+    ids: [Numbers<'_, u32>; N],
     out: &Tensor,
 ) -> Result<()> {
     let (rows, width) = out.dims2()?;
@@ -27,6 +31,9 @@ pub fn gather_sum<const N: usize>(
         if let Some(id) = ids.iter().find(|&&id| id as usize >= entries) {
             bail!("embedding: id {id} is not below {entries}")
         }
+    }
+    if let Some(gpu) = out.device().gpu() {
+        return cuda::gather_sum(gpu, tables, ids, out);
     }
     let cpu = Cpu::best();
     view::read_list(&tables, |tables: &[&[f32]]| {
@@ -58,6 +65,7 @@ pub struct Scatter {
     ids: Vec<u32>,
     /// Where each id's run starts in `order`, and its end.
     starts: Vec<usize>,
+    plan: cuda::Plan,
 }
 
 impl Scatter {
@@ -82,13 +90,27 @@ impl Scatter {
 ///
 /// # Errors
 /// If an id is not a row of the table, or shapes do not fit.
-pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Tensor) -> Result<()> {
+pub fn scatter_add(
+    d: &Tensor,
+    ids: &[u32],
+    scatter: &mut Scatter,
+    d_table: &Tensor,
+) -> Result<()> {
     let (rows, width) = d.dims2()?;
     let _op = profile::op("embedding backward", 0, 4 * 3 * rows * width);
     check_lens("embedding backward", rows, &[ids.len()])?;
-    check_lens("embedding backward", width, &[d_table.dims2()?.1])?;
+    let (entries, table_width) = d_table.dims2()?;
+    check_lens("embedding backward", width, &[table_width])?;
     scatter.sort(ids);
-    let Scatter { order, ids, starts } = scatter;
+    if scatter.ids.last().is_some_and(|&id| id as usize >= entries) {
+        bail!("embedding backward: an id is not below {entries}")
+    }
+    if let Some(gpu) = d.device().gpu() {
+        return cuda::scatter_add(gpu, d, scatter, d_table);
+    }
+    let Scatter {
+        order, ids, starts, ..
+    } = scatter;
     let cpu = Cpu::best();
     view::read(d, |d| {
         view::write(d_table, |d_table| {
@@ -103,7 +125,8 @@ pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Ten
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
+    use crate::kernels::device::Device;
 
     use super::*;
 
@@ -115,13 +138,13 @@ mod tests {
     fn rows_are_gathered_and_summed() {
         let (a, b) = (rows(&[[1., 2.], [3., 4.]]), rows(&[[10., 20.]]));
         let out = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
-        gather_sum([&a, &b], [&[1, 0, 1], &[0, 0, 0]], &out).unwrap();
+        gather_sum([&a, &b], [(&[1, 0, 1]).into(), (&[0, 0, 0]).into()], &out).unwrap();
         assert_eq!(
             out.to_vec2::<f32>().unwrap(),
             [[13., 24.], [11., 22.], [13., 24.]]
         );
-        assert!(gather_sum([&a, &b], [&[2, 0, 1], &[0, 0, 0]], &out).is_err());
-        assert!(gather_sum([&a, &b], [&[1, 0], &[0, 0, 0]], &out).is_err());
+        assert!(gather_sum([&a, &b], [(&[2, 0, 1]).into(), (&[0, 0, 0]).into()], &out).is_err());
+        assert!(gather_sum([&a, &b], [(&[1, 0]).into(), (&[0, 0, 0]).into()], &out).is_err());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", in PyTorch's form (`torch.optim.adamw`,
 //! `_single_tensor_adamw`). Elements are independent, so the result does not depend on the number of threads.
 
+pub mod cuda;
+
 use candle_core::{Result, bail};
 
 use super::cpu::{Cpu, multiversion};
@@ -11,8 +13,9 @@ use super::parts::Parts;
 use super::pool::Disjoint;
 use super::profile;
 
-/// The scalars of one update of one parameter.
+/// The scalars of one update of one parameter. Laid out as `Update` in `adamw.cu`.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct AdamWUpdate {
     /// The gradient is multiplied by this first: the clip coefficient.
     pub grad_scale: f32,

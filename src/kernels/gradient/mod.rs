@@ -1,5 +1,7 @@
 //! What is done to gradients as they are, whatever they are of: zeroing, and the sum of squares.
 
+pub mod cuda;
+
 use candle_core::Result;
 
 use super::cpu::{Cpu, multiversion};

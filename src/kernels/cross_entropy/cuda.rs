@@ -1,0 +1,39 @@
+//! Launches of `cross_entropy.cu`.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result};
+
+use crate::kernels::cuda::{Address, Gpu, Grid, Memory};
+use crate::kernels::numbers::Numbers;
+use crate::kernels::tensor::Tensor;
+
+/// Items of one block.
+const ITEMS: usize = 4;
+
+/// The sum of item losses; labels and shapes are checked.
+pub fn cross_entropy(
+    gpu: &Arc<Gpu>,
+    logits: &Tensor,
+    labels: Numbers<'_, u32>,
+    label_smoothing: f32,
+    gradient: Option<(&Tensor, f32)>,
+) -> Result<f64> {
+    let (items, classes) = logits.dims2()?;
+    let logits = gpu.address(logits, DType::F32)?;
+    let (d_logits, scale) = match gradient {
+        Some((d_logits, scale)) => (gpu.address(d_logits, DType::F32)?, scale),
+        None => (Address::NULL, 0.0),
+    };
+    let losses = Memory::new(gpu, 8 * items)?;
+    labels.on(gpu, |labels| {
+        let launch = gpu.launch("cross_entropy").arg(logits).arg(labels).size(items).size(classes);
+        let launch = launch.arg(f64::from(label_smoothing)).arg(f64::from(scale));
+        let launch = launch.arg(losses.address()).arg(d_logits);
+        // SAFETY: labels are below `classes`; the shapes are the tensors'.
+        unsafe { launch.run(Grid::line(items.div_ceil(ITEMS), 128)) }
+    })?;
+    let mut item_losses = vec![0f64; items];
+    losses.read(0, &mut item_losses)?;
+    Ok(item_losses.iter().sum())
+}
