@@ -374,8 +374,8 @@ __device__ void backward_dkdv(const T* dctx, const T* q, const T* k, const T* v,
 
 }  // namespace attention_cu::generic
 
-// Overwrite ctx and lse (the natural log of each softmax's denominator; 0, and ctx zeros, for the first token
-// of an empty sequence). `first_only` is 0 or 1.
+// Overwrite ctx and lse (the natural log of each softmax's denominator; 0, and ctx zeros, for the first
+// token of an empty sequence). `first_only` is 0 or 1.
 #define FORWARD(name, T)                                                                                    \
     extern "C" __global__ void __launch_bounds__(attention_cu::generic::THREADS)                            \
         name(const T* q, const T* k, const T* v, T* ctx, float* lse, const unsigned* cu_seqlens,            \

@@ -118,8 +118,8 @@ __device__ __forceinline__ void backward_dq(bf16* memory, const bf16* dctx, cons
 
 }  // namespace attention_cu::flash
 
-// Overwrite dq, and delta: each row's product of ctx with its gradient. Without dropout, code without decisions
-// runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
+// Overwrite dq, and delta: each row's product of ctx with its gradient. Without dropout, code without
+// decisions runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
 #define BACKWARD_DQ(name, HD, BLOCKS)                                                                     \
     extern "C" __global__ void __launch_bounds__(attention_cu::flash::THREADS, BLOCKS)                    \
         name(const bf16* dctx, const bf16* q, const bf16* k, const bf16* v, const bf16* ctx,              \

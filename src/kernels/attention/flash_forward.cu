@@ -119,12 +119,12 @@ __device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16*
 
 }  // namespace attention_cu::flash
 
-// Overwrite ctx and lse, the natural log of each softmax's denominator. Without dropout, code without decisions
-// runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
+// Overwrite ctx and lse, the natural log of each softmax's denominator. Without dropout, code without
+// decisions runs. BLOCKS: how many are to fit on a multiprocessor, which bounds their registers.
 #define FORWARD(name, HD, BLOCKS)                                                                         \
     extern "C" __global__ void __launch_bounds__(attention_cu::flash::THREADS, BLOCKS)                    \
-        name(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse, const unsigned* cu_seqlens,\
-             const uint64_t* token_keys, Dropout dropout) {                                               \
+        name(const bf16* q, const bf16* k, const bf16* v, bf16* ctx, float* lse,                          \
+             const unsigned* cu_seqlens, const uint64_t* token_keys, Dropout dropout) {                   \
         DYNAMIC_SHARED(bf16, memory);                                                                     \
         const attention_cu::flash::Call call{cu_seqlens, token_keys, dropout};                            \
         if (dropout.threshold == 0) {                                                                     \
