@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use candle_core::Result;
 use crate::kernels::device::Compute;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 use serde_json::Value;
 
 use super::initial;

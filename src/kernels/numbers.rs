@@ -74,7 +74,11 @@ impl<T: Integer> Numbers<'_, T> {
     ///
     /// # Errors
     /// If memory is short, and what `f` answers.
-    pub fn on<R>(self, gpu: &std::sync::Arc<Gpu>, f: impl FnOnce(Address) -> Result<R>) -> Result<R> {
+    pub fn on<R>(
+        self,
+        gpu: &std::sync::Arc<Gpu>,
+        f: impl FnOnce(Address) -> Result<R>,
+    ) -> Result<R> {
         match self.gpu {
             Some(array) if array.is_on(gpu) => f(array.address()),
             _ => {

@@ -73,7 +73,10 @@ impl Tensor {
     pub fn dim(&self, index: usize) -> Result<usize> {
         match self.dims().get(index) {
             Some(&dim) => Ok(dim),
-            None => bail!("a tensor of shape {:?} has no dimension {index}", self.dims()),
+            None => bail!(
+                "a tensor of shape {:?} has no dimension {index}",
+                self.dims()
+            ),
         }
     }
 

@@ -85,7 +85,11 @@ fn elements<'a, T: Element>(storage: &'a Storage, layout: &Layout) -> Result<&'a
 
 fn download<T: Element>(tensor: &GpuTensor) -> Result<Vec<T>> {
     if tensor.dtype() != T::DTYPE {
-        bail!("expected elements of type {:?}, got {:?}", T::DTYPE, tensor.dtype())
+        bail!(
+            "expected elements of type {:?}, got {:?}",
+            T::DTYPE,
+            tensor.dtype()
+        )
     }
     tensor.gpu().count_round_trip();
     tensor.read(T::ZERO)
@@ -196,8 +200,8 @@ impl<T: Element, F: FnOnce(&mut [T]) -> Result<R>, R> InplaceOp1 for Write<T, F,
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use crate::kernels::device::Device;
+    use candle_core::DType;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Word, position and token type embeddings, summed, normalised, dropped out (HF `BertEmbeddings`).
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{Buffer, Loaded, MicroBatch, Norm, Parameter, ParameterSource, Parameters};
 use crate::kernels::attention::Queries;
@@ -188,7 +188,9 @@ mod tests {
 
         let out = layer.forward(&ids, &types, &batch).unwrap().copy().unwrap();
         let weights = noise_rows("w", 7, 6);
-        layer.backward(&weights.copy().unwrap().to_device(device).unwrap(), &batch).unwrap();
+        layer
+            .backward(&weights.copy().unwrap().to_device(device).unwrap(), &batch)
+            .unwrap();
 
         let oracle = Oracle::new(&parameters);
         let rows: Vec<candle_core::Tensor> = [0..4, 4..7]
@@ -201,10 +203,7 @@ mod tests {
         let masks = factors(batch.dropout(0.3, 2), &batch.token_keys(), 6).unwrap();
         let expected = (candle_core::Tensor::cat(&rows, 0).unwrap() * masks).unwrap();
         assert_close("output", &out, &expected);
-        let loss = (expected * in_f64(&weights))
-            .unwrap()
-            .sum_all()
-            .unwrap();
+        let loss = (expected * in_f64(&weights)).unwrap().sum_all().unwrap();
         oracle.assert_gradients(&loss.backward().unwrap(), &parameters);
     }
 
@@ -219,7 +218,8 @@ mod tests {
             dropout: 0.0,
             site: 0,
         };
-        let mut layer = Embeddings::load(&mut NoiseSource(Device::Cpu), "e", shape, &on_cpu()).unwrap();
+        let mut layer =
+            Embeddings::load(&mut NoiseSource(Device::Cpu), "e", shape, &on_cpu()).unwrap();
         let mut batch = MicroBatch::default();
         batch.set(&[0, 1], &[0], 2, None).unwrap();
         assert!(layer.forward(&[2], &[0], &batch).is_err());

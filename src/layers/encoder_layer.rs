@@ -3,8 +3,8 @@
 //! A last layer whose reader pools first tokens may run for those rows only ([`Queries::First`]): keys and
 //! values need every token, all else needs the asking rows. The result is exact.
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::{
     Buffer, FeedForward, Loaded, MicroBatch, Norm, ParameterSource, Parameters, SelfAttention,
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::kernels::activation::Activation;
 use crate::kernels::attention::Queries;
+use crate::kernels::device::Compute;
 use crate::kernels::first_rows;
 use crate::kernels::layer_norm::{Dropped, Residual};
-use crate::kernels::device::Compute;
 
 /// Sizes and settings of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -242,10 +242,10 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::kernels::view;
-    use crate::layers::DropoutSeed;
     use crate::kernels::device::Device;
     use crate::kernels::linear::Precision;
+    use crate::kernels::view;
+    use crate::layers::DropoutSeed;
     use crate::layers::testing::{
         NoiseSource, Oracle, assert_close, everywhere, in_f64, noise_rows, on_cpu, set,
     };
@@ -289,7 +289,12 @@ mod tests {
     /// gradients with the oracle's.
     fn check(activation: Activation, queries: Queries, dropout: bool) {
         for compute in everywhere() {
-            check_on(&compute, activation, queries, &batch(&compute.device, dropout));
+            check_on(
+                &compute,
+                activation,
+                queries,
+                &batch(&compute.device, dropout),
+            );
         }
     }
 
@@ -331,10 +336,7 @@ mod tests {
             .collect();
         let expected = candle_core::Tensor::cat(&outs, 0).unwrap();
         assert_close("output", &out, &expected);
-        let loss = (expected * in_f64(&weights))
-            .unwrap()
-            .sum_all()
-            .unwrap();
+        let loss = (expected * in_f64(&weights)).unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
         assert_close("input", &d_x, grads.get(&x).unwrap());
         oracle.assert_gradients(&grads, &parameters);

@@ -1,7 +1,7 @@
 //! Two dense layers with an activation between (HF `BertIntermediate` and the dense half of `BertOutput`).
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{
     Buffer, EncoderLayerShape, Linear, Loaded, Names, ParameterSource, Parameters, Workspace,

@@ -1,11 +1,12 @@
 //! A dense layer: weight and bias.
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::activation::Activation;
-use crate::kernels::device::Compute;
+use crate::kernels::device::{Compute, Device};
+use crate::kernels::first_rows;
 use crate::kernels::linear::{
     self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
 };
@@ -16,6 +17,8 @@ pub struct Linear {
     bias: Parameter,
     /// `weight` in the form that products want.
     packed: LinearWeight,
+    /// On a GPU that computes in bf16: `bias`, as its products want it.
+    short_bias: Option<Tensor>,
     precision: Precision,
 }
 
@@ -34,12 +37,34 @@ impl Linear {
         let weight = source.parameter(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = source.parameter(&format!("{name}.bias"), &[outputs])?;
         let packed = LinearWeight::new(&weight.value, compute.precision)?;
-        Ok(Self {
+        let dtype = compute.storage();
+        let short_bias = match &compute.device {
+            Device::Gpu(_) if dtype != bias.value.dtype() => {
+                Some(Tensor::zeros(outputs, dtype, &compute.device)?)
+            }
+            _ => None,
+        };
+        let this = Self {
             weight,
             bias,
             packed,
+            short_bias,
             precision: compute.precision,
-        })
+        };
+        this.refresh_bias()?;
+        Ok(this)
+    }
+
+    /// What products add.
+    fn bias(&self) -> &Tensor {
+        self.short_bias.as_ref().unwrap_or(&self.bias.value)
+    }
+
+    fn refresh_bias(&self) -> Result<()> {
+        match &self.short_bias {
+            Some(short) => first_rows::cast(&self.bias.value, short),
+            None => Ok(()),
+        }
     }
 
     /// `out` [T, N] from `x` [T, K].
@@ -47,7 +72,7 @@ impl Linear {
     /// # Errors
     /// If shapes do not fit.
     pub fn forward(&self, x: &Tensor, out: &Tensor) -> Result<()> {
-        linear::forward(x, &self.packed, Some(&self.bias.value), out)
+        linear::forward(x, &self.packed, Some(self.bias()), out)
     }
 
     /// Adds to the parameter gradients, and writes (or adds) the gradient of `x` to `d_x`.
@@ -80,7 +105,7 @@ impl Linear {
             inner,
             activated,
         };
-        linear::forward_activated(x, &self.packed, Some(&self.bias.value), &to)
+        linear::forward_activated(x, &self.packed, Some(self.bias()), &to)
     }
 
     /// As [`Self::backward`] for an `x` = f(`inner`); `d_inner` is overwritten with the gradient of `inner`.
@@ -111,7 +136,7 @@ impl Linear {
     pub fn forward_all(layers: &[(&Self, &Tensor)], x: &Tensor) -> Result<()> {
         let projections = layers.iter().map(|&(layer, out)| Projection {
             weight: &layer.packed,
-            bias: Some(&layer.bias.value),
+            bias: Some(layer.bias()),
             out,
         });
         linear::forward_all(x, &projections.collect::<Vec<_>>())
@@ -148,11 +173,12 @@ impl Linear {
         }
     }
 
-    /// Repacks the weight after it has changed.
+    /// Repacks weight and bias after they have changed.
     ///
     /// # Errors
     /// If the weight is no longer what it was packed from.
     pub fn weights_changed(&mut self) -> Result<()> {
+        self.refresh_bias()?;
         self.packed.refresh()
     }
 

@@ -1,7 +1,7 @@
 //! Layer normalisation with its parameters, alone or behind dropout and a residual.
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{Buffer, Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::device::Compute;
@@ -127,10 +127,15 @@ mod tests {
     #[test]
     fn the_stock_layer_norm_drops_gradients_silently() {
         let var = |x: f32| {
-            Var::from_tensor(&candle_core::Tensor::full(x, 6, &candle_core::Device::Cpu).unwrap()).unwrap()
+            Var::from_tensor(&candle_core::Tensor::full(x, 6, &candle_core::Device::Cpu).unwrap())
+                .unwrap()
         };
         let (weight, bias, scale) = (var(1.0), var(0.0), var(0.5));
-        let x = noise_rows("x", 3, 6).to_candle().unwrap().broadcast_mul(&scale).unwrap();
+        let x = noise_rows("x", 3, 6)
+            .to_candle()
+            .unwrap()
+            .broadcast_mul(&scale)
+            .unwrap();
         let stock = LayerNorm::new(weight.as_tensor().clone(), bias.as_tensor().clone(), 1e-5);
         let grads = stock
             .forward(&x)

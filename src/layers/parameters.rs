@@ -1,8 +1,8 @@
 //! Ordered named parameters. The order is the model's own (embeddings first, head last), never a map's, so
 //! that every sum over parameters has one fixed order.
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,8 +1,8 @@
 //! Multi-head self-attention with its four projections (HF `BertSelfAttention` and the dense half of
 //! `BertSelfOutput`).
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{
     Buffer, EncoderLayerShape, Linear, Loaded, MicroBatch, Names, ParameterSource, Parameters,

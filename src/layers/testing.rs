@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Var};
-use candle_core::Tensor;
 use candle_nn::ops::{layer_norm_slow, softmax};
 
 use super::{EncoderLayerShape, MicroBatch, Names, Parameter, ParameterSource, Parameters};

@@ -1,8 +1,8 @@
 //! BERT (Devlin et al. 2018): embeddings and a stack of post-norm layers, with HF's tensor names
 //! (<https://github.com/huggingface/transformers/blob/main/src/transformers/models/bert/modeling_bert.py>).
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::{BertConfig, Input, ModelError};
 use crate::kernels::attention::Queries;
@@ -77,11 +77,7 @@ impl Bert {
             )?);
         }
         Ok(Self {
-            workspace: Workspace::new(
-                compute,
-                config.hidden_size,
-                config.intermediate_size,
-            ),
+            workspace: Workspace::new(compute, config.hidden_size, config.intermediate_size),
             config,
             embeddings,
             layers,
@@ -268,7 +264,9 @@ mod tests {
         let hidden = bert.forward(&tiny.input(), None, Queries::All).unwrap();
 
         let config = serde_json::from_value(read_config(&dir).unwrap()).unwrap();
-        let named = parameters.iter().map(|p| (p.name.clone(), p.value.to_candle().unwrap()));
+        let named = parameters
+            .iter()
+            .map(|p| (p.name.clone(), p.value.to_candle().unwrap()));
         let builder = VarBuilder::from_tensors(named.collect(), DType::F32, &Device::Cpu);
         let stock = stock::BertModel::load(builder, &config).unwrap();
         for w in tiny.cu_seqlens.windows(2) {

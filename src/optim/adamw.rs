@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{DType, Result, bail};
 
 use crate::kernels::adamw::{self, AdamWUpdate};
 use crate::kernels::cuda::Table;
@@ -84,7 +84,8 @@ impl AdamW {
             }
             let decays = decays(&parameter.name);
             let on_cpu = parameter.value.device().gpu().is_none();
-            let sparse = on_cpu && parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
+            let sparse =
+                on_cpu && parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
             Ok(Slot {
                 decays,
                 alive: sparse.then(RowSet::default),

@@ -10,7 +10,11 @@ use crate::layers::Parameters;
 /// # Errors
 /// If a gradient is not a contiguous f32 tensor on the CPU.
 pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
-    Ok(parameters.grad_sums_of_squares()?.iter().sum::<f64>().sqrt())
+    Ok(parameters
+        .grad_sums_of_squares()?
+        .iter()
+        .sum::<f64>()
+        .sqrt())
 }
 
 /// What clipping multiplies the gradients by (`torch.nn.utils.clip_grad_norm_`); 1 if `max_norm` is 0, which
@@ -33,7 +37,9 @@ pub fn missing_gradients(parameters: &Parameters) -> Result<Vec<String>> {
     let sums = parameters.grad_sums_of_squares()?;
     let named = parameters.iter().zip(sums);
     let missing = named.filter(|&(_, sum)| sum == 0.0 || !sum.is_finite());
-    Ok(missing.map(|(parameter, _)| parameter.name.clone()).collect())
+    Ok(missing
+        .map(|(parameter, _)| parameter.name.clone())
+        .collect())
 }
 
 #[cfg(test)]

@@ -38,9 +38,9 @@ pub fn decays(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use crate::kernels::device::Device;
     use crate::kernels::tensor::Tensor;
+    use candle_core::DType;
 
     use super::*;
     use crate::layers::Parameter;

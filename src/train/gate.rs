@@ -41,9 +41,9 @@ pub fn check(parameters: &Parameters) -> Result<(), JobError> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
     use crate::kernels::device::Device;
     use crate::kernels::tensor::Tensor;
+    use candle_core::Var;
     use candle_nn::Module as _;
 
     use super::*;
@@ -116,11 +116,15 @@ mod tests {
     /// candle's own LayerNorm drops gradients without an error; the gate would have stopped that training.
     #[test]
     fn candles_stock_layer_norm_would_have_been_caught() {
-        let var = |x: f32| Var::from_tensor(&candle_core::Tensor::full(x, 4, &candle_core::Device::Cpu).unwrap()).unwrap();
+        let var = |x: f32| {
+            Var::from_tensor(&candle_core::Tensor::full(x, 4, &candle_core::Device::Cpu).unwrap())
+                .unwrap()
+        };
         let vars = [("LayerNorm.weight", var(1.0)), ("LayerNorm.bias", var(0.0))];
         let tensor = |i: usize| vars[i].1.as_tensor().clone();
         let norm = candle_nn::LayerNorm::new(tensor(0), tensor(1), 1e-5);
-        let x = candle_core::Tensor::new(&[[1f32, 2.0, 4.0, 8.0]], &candle_core::Device::Cpu).unwrap();
+        let x =
+            candle_core::Tensor::new(&[[1f32, 2.0, 4.0, 8.0]], &candle_core::Device::Cpu).unwrap();
         let loss = norm.forward(&x).unwrap().sqr().unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
         let mut parameters = Parameters::default();

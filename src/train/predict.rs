@@ -55,7 +55,8 @@ impl Predictor {
             .map_err(|error| invalid(format!("config.json is not JSON: {error}")))?;
         let labels = labels_of(&config)?;
         let (model, report) =
-            SequenceClassifier::load(dir, labels.len(), 0, &Precision::F32.into()).map_err(model_error)?;
+            SequenceClassifier::load(dir, labels.len(), 0, &Precision::F32.into())
+                .map_err(model_error)?;
         if !report.newly_initialized.is_empty() {
             return Err(invalid(format!(
                 "it has no trained head: {} missing",

@@ -81,8 +81,13 @@ pub fn read(path: &Path) -> Result<Contents, JobError> {
         safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| unreadable(&e))?;
     let tensors = candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu)
         .map_err(|e| unreadable(&e))?;
-    let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.into()));
-    Ok((tensors.collect(), header.metadata().clone().unwrap_or_default()))
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.into()));
+    Ok((
+        tensors.collect(),
+        header.metadata().clone().unwrap_or_default(),
+    ))
 }
 
 #[cfg(test)]

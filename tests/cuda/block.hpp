@@ -16,6 +16,8 @@ constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t PAGE_BYTES = 4096;
 constexpr unsigned THREADS_MAX = 1024;
 constexpr size_t SHARED_BYTES_MAX = 227 << 10;
+/// What DYNAMIC_SHARED promises, and no more.
+constexpr size_t DYNAMIC_ALIGNMENT = 128;
 /// Behind a block's dynamic shared memory; whoever writes there wrote past its end.
 constexpr size_t GUARD_BYTES = 1024;
 /// NaN as float and as bf16, -1 as an integer.
@@ -73,7 +75,8 @@ struct Block {
     char message[1024];
     /// The OS thread that runs the grid, or 0.
     pid_t owner;
-    alignas(1024) unsigned char dynamic[SHARED_BYTES_MAX + GUARD_BYTES];
+    unsigned char* dynamic;
+    alignas(2 * DYNAMIC_ALIGNMENT) unsigned char dynamic_space[DYNAMIC_ALIGNMENT + SHARED_BYTES_MAX + GUARD_BYTES];
 };
 
 extern Block block;

@@ -6,7 +6,7 @@
 # Loaded by path, they answer a later dlopen of the names without a path. Compiles only what has changed;
 # prints nothing if all goes well. CXX names another compiler than g++.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd -P)
 root=$(cd "$here/../.." && pwd)
 out=${1:?"usage: tests/cuda/build.sh OUT_DIR [file.cu ...]"}
 shift

@@ -272,6 +272,7 @@ extern "C" __global__ void bad_access(float* out, const float* x, int how, int n
             break;
         case 1:
             fixed[n] = 1.0f;
+            out[0] = fixed[0];
             break;
         case 2:
             store4(out, load4(x + n));

@@ -3,6 +3,7 @@
 //
 // Device addresses are host addresses, so a host that dereferences one is not caught here.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -66,16 +67,12 @@ void run_kernel(Device& device, const emulator::Kernel& kernel, const emulator::
 Function* function_of(CUfunction handle) { return reinterpret_cast<Function*>(handle); }
 
 bool fits(const Device& device, const emulator::Geometry& geometry, const Function& function) {
-    const dim3 grid = geometry.grid, block = geometry.block;
-    const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-    const bool grid_fits = grid.x > 0 && grid.x < 1u << 31 && grid.y > 0 && grid.y < 65536 && grid.z > 0 &&
-                           grid.z < 65536;
-    const bool block_fits = block.x <= 1024 && block.y <= 1024 && block.z <= 64 && threads > 0 && threads <= 1024;
     const size_t shared_max = std::min(static_cast<size_t>(function.dynamic_shared_bytes_max),
                                        device.shared_bytes_max());
-    if (grid_fits && block_fits && geometry.dynamic_shared_bytes <= shared_max) {
+    if (emulator::a_card_takes(geometry) && geometry.dynamic_shared_bytes <= shared_max) {
         return true;
     }
+    const dim3 grid = geometry.grid, block = geometry.block;
     complain("%s: no launch with grid (%u, %u, %u), block (%u, %u, %u) and %zu bytes of shared memory, of which "
              "%zu are allowed",
              function.kernel->name, grid.x, grid.y, grid.z, block.x, block.y, block.z,

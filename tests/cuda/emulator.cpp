@@ -113,7 +113,7 @@ SharedVariables shared_variables() {
             return ours ? 1 : 0;
         },
         &found);
-    return found.start == nullptr ? SharedVariables{nullptr, 0} : found;
+    return found;
 }
 
 /// Makes sure that this OS thread has its `__shared__` variables before they are looked for.
@@ -134,9 +134,7 @@ void run_block() {
         warp.count = 0;
     }
     memset(block.dynamic, GARBAGE, block.dynamic_bytes + GUARD_BYTES);
-    if (static_shared.bytes > 0) {
-        memset(static_shared.start, GARBAGE, static_shared.bytes);
-    }
+    memset(static_shared.start, GARBAGE, static_shared.bytes);
     block.ready_count = block.threads;
     for (unsigned i = 0; i < block.threads; ++i) {
         Fiber& fiber = *block.fibers[i];
@@ -175,19 +173,6 @@ uint64_t step_through(uint64_t n, uint64_t random) {
         step += 1;
     }
     return step;
-}
-
-bool geometry_is_sound(const Geometry& geometry) {
-    const dim3 g = geometry.grid, b = geometry.block;
-    const uint64_t threads = uint64_t{b.x} * b.y * b.z;
-    const bool sound = g.x > 0 && g.x < 1u << 31 && g.y > 0 && g.y < 65536 && g.z > 0 && g.z < 65536 &&
-                       b.x <= 1024 && b.y <= 1024 && b.z <= 64 && threads > 0 && threads <= THREADS_MAX &&
-                       geometry.dynamic_shared_bytes <= SHARED_BYTES_MAX;
-    if (!sound) {
-        note_failure(Wrong::Geometry, "no card takes grid (%u, %u, %u), block (%u, %u, %u), %zu bytes shared",
-                     g.x, g.y, g.z, b.x, b.y, b.z, geometry.dynamic_shared_bytes);
-    }
-    return sound;
 }
 
 }  // namespace
@@ -271,7 +256,7 @@ void require_shared(const void* p, size_t bytes, const char* function) {
     };
     if (!within(block.dynamic, block.dynamic_bytes) && !within(static_shared.start, static_shared.bytes)) {
         fail(Wrong::IllegalAddress, "gives %s an address that is not shared memory: %p%s", function, p,
-             within(block.dynamic, sizeof block.dynamic) ? " (just behind the dynamic shared memory)" : "");
+             within(block.dynamic, block.dynamic_bytes + GUARD_BYTES) ? " (just behind the dynamic shared memory)" : "");
     }
     if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
         fail(Wrong::Misaligned, "gives %s an address not aligned to %zu bytes: %p", function, bytes, p);
@@ -343,6 +328,14 @@ const char* name_of(void (*function)()) {
     return "(a kernel without EXPORT_KERNEL)";
 }
 
+bool a_card_takes(const Geometry& geometry) {
+    const dim3 g = geometry.grid, b = geometry.block;
+    const uint64_t threads = uint64_t{b.x} * b.y * b.z;
+    return g.x > 0 && g.x < 1u << 31 && g.y > 0 && g.y < 65536 && g.z > 0 && g.z < 65536 && b.x <= 1024 &&
+           b.y <= 1024 && b.z <= 64 && threads > 0 && threads <= THREADS_MAX &&
+           geometry.dynamic_shared_bytes <= SHARED_BYTES_MAX;
+}
+
 void set_seed(uint64_t seed) {
     const std::lock_guard<std::mutex> lock(one_grid);
     next_seed = mix(seed + 0x9E3779B97F4A7C15ull);
@@ -361,12 +354,16 @@ Outcome run(const Kernel& kernel, const Geometry& geometry, void* const* argumen
     block.wrong = Wrong::Nothing;
     block.message[0] = '\0';
     blockIdx = {0, 0, 0};
-    if (!geometry_is_sound(geometry)) {
+    if (!a_card_takes(geometry)) {
+        const dim3 g = geometry.grid, b = geometry.block;
+        note_failure(Wrong::Geometry, "no card takes grid (%u, %u, %u), block (%u, %u, %u), %zu bytes shared", g.x, g.y,
+                     g.z, b.x, b.y, b.z, geometry.dynamic_shared_bytes);
         return {block.wrong, block.message};
     }
     gridDim = geometry.grid;
     blockDim = geometry.block;
     block.threads = blockDim.x * blockDim.y * blockDim.z;
+    block.dynamic = block.dynamic_space + DYNAMIC_ALIGNMENT;
     block.dynamic_bytes = geometry.dynamic_shared_bytes;
     block.warps.resize((block.threads + LANES - 1) / LANES);
     for (unsigned i = 0; i < block.threads; ++i) {

@@ -203,6 +203,9 @@ struct Registered {
     }
 };
 
+/// Whether some card can run blocks and grids of these sizes.
+bool a_card_takes(const Geometry& geometry);
+
 /// From now on orders are drawn from `seed` (at first from CHANDLER_FAKE_GPU_SEED, or 1).
 void set_seed(uint64_t seed);
 

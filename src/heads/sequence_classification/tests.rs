@@ -217,7 +217,8 @@ fn missing_heads_are_drawn_by_the_seed_and_reported() {
     let bare: std::collections::HashMap<_, _> = bare.chain([other]).collect();
     candle_core::safetensors::save(&bare, dir.path().join("model.safetensors")).unwrap();
 
-    let load = |seed| SequenceClassifier::load(dir.path(), 5, seed, &Precision::F32.into()).unwrap();
+    let load =
+        |seed| SequenceClassifier::load(dir.path(), 5, seed, &Precision::F32.into()).unwrap();
     let (model, report) = load(1);
     let head = [
         "bert.pooler.dense.weight",

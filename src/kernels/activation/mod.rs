@@ -2,8 +2,8 @@
 
 mod cuda;
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::cpu::Cpu;
 use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};

@@ -15,7 +15,12 @@ unsafe impl Argument for AdamWUpdate {}
 /// # Errors
 /// If the driver refuses.
 pub fn adamw(table: &Table, update: AdamWUpdate) -> Result<()> {
-    let launch = table.gpu().launch("adamw").arg(table.entries()).arg(table.blocks()).arg(update);
+    let launch = table
+        .gpu()
+        .launch("adamw")
+        .arg(table.entries())
+        .arg(table.blocks())
+        .arg(update);
     // SAFETY: the table's tensors live as long as it does, and are four of one size each.
     unsafe { launch.run(Grid::line(table.block_count(), THREADS)) }
 }

@@ -11,8 +11,8 @@ mod softmax;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::dropout::Dropout;
 use super::element::{Element, for_dtype};

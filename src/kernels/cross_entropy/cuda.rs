@@ -27,7 +27,12 @@ pub fn cross_entropy(
     };
     let losses = Memory::new(gpu, 8 * items)?;
     labels.on(gpu, |labels| {
-        let launch = gpu.launch("cross_entropy").arg(logits).arg(labels).size(items).size(classes);
+        let launch = gpu
+            .launch("cross_entropy")
+            .arg(logits)
+            .arg(labels)
+            .size(items)
+            .size(classes);
         let launch = launch.arg(f64::from(label_smoothing)).arg(f64::from(scale));
         let launch = launch.arg(losses.address()).arg(d_logits);
         // SAFETY: labels are below `classes`; the shapes are the tensors'.

@@ -3,8 +3,8 @@
 
 mod cuda;
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::numbers::Numbers;
 use super::rows::check_lens;
@@ -119,12 +119,7 @@ mod tests {
             assert!((loss - reference(&x, epsilon.into())).abs() < 1e-9);
             let alone = cross_entropy(&logits, &LABELS, epsilon, None).unwrap();
             assert_eq!(loss, alone);
-            for (i, d) in d
-                .to_vec1::<f32>()
-                .unwrap()
-                .iter()
-                .enumerate()
-            {
+            for (i, d) in d.to_vec1::<f32>().unwrap().iter().enumerate() {
                 let at = |h: f64| {
                     let mut x = x.clone();
                     x[i] += h;

@@ -20,9 +20,15 @@ impl GpuArray {
     ///
     /// # Errors
     /// If memory is short.
-    pub fn refill<T: Integer>(array: &mut Option<Self>, gpu: &Arc<Gpu>, values: &[T]) -> Result<()> {
+    pub fn refill<T: Integer>(
+        array: &mut Option<Self>,
+        gpu: &Arc<Gpu>,
+        values: &[T],
+    ) -> Result<()> {
         let bytes = size_of_val(values);
-        let fits = array.as_ref().is_some_and(|a| a.is_on(gpu) && a.0.bytes() >= bytes);
+        let fits = array
+            .as_ref()
+            .is_some_and(|a| a.is_on(gpu) && a.0.bytes() >= bytes);
         if !fits {
             *array = None;
         }

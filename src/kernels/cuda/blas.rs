@@ -157,12 +157,28 @@ struct Described {
 
 impl Described {
     fn new(product: &Product) -> std::result::Result<Self, CublasError> {
-        let Product { rows, columns, depth, left, right, .. } = *product;
+        let Product {
+            rows,
+            columns,
+            depth,
+            left,
+            right,
+            ..
+        } = *product;
         let layout = |dtype, [first, second]: [usize; 2]| {
-            result::create_matrix_layout(data_type(dtype), first as u64, second as u64, first as i64)
+            result::create_matrix_layout(
+                data_type(dtype),
+                first as u64,
+                second as u64,
+                first as i64,
+            )
         };
         let stored = |factor: Factor, [first, second]: [usize; 2]| {
-            let dims = if factor.transposed { [second, first] } else { [first, second] };
+            let dims = if factor.transposed {
+                [second, first]
+            } else {
+                [first, second]
+            };
             layout(factor.dtype, dims)
         };
         let this = Self {
@@ -174,8 +190,14 @@ impl Described {
             b: stored(left, [depth, rows])?,
             c: layout(product.out_dtype, [columns, rows])?,
         };
-        this.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(right.transposed))?;
-        this.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(left.transposed))?;
+        this.set(
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+            i32::from(right.transposed),
+        )?;
+        this.set(
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSB,
+            i32::from(left.transposed),
+        )?;
         if let Epilogue::Bias(bias) = product.epilogue {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             this.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
@@ -187,7 +209,9 @@ impl Described {
     fn set<T>(&self, attribute: Attribute, value: T) -> std::result::Result<(), CublasError> {
         let value = std::ptr::from_ref(&value).cast();
         // SAFETY: the descriptor lives, and the attribute is of the value's type.
-        unsafe { result::set_matmul_desc_attribute(self.operation, attribute, value, size_of::<T>()) }
+        unsafe {
+            result::set_matmul_desc_attribute(self.operation, attribute, value, size_of::<T>())
+        }
     }
 }
 
@@ -207,7 +231,9 @@ impl Blas {
     pub(super) fn open(gpu: &Arc<Gpu>) -> Result<Self> {
         // SAFETY: loading NVIDIA's library runs its initialisers, as it intends.
         if !unsafe { sys::is_culib_present() } {
-            bail!("libcublasLt.so was not found: install the cuBLAS of CUDA 13, or use the CUDA image")
+            bail!(
+                "libcublasLt.so was not found: install the cuBLAS of CUDA 13, or use the CUDA image"
+            )
         }
         Ok(Self {
             handle: result::create_handle().map_err(failed("cuBLASLt cannot be used"))?,
@@ -221,10 +247,16 @@ impl Blas {
         let choose = || {
             let described = Described::new(product)?;
             let preference = Preferences(result::create_matmul_pref()?);
-            preference.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES as u64)?;
+            preference.set(
+                Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                WORKSPACE_BYTES as u64,
+            )?;
             let [left, right, out] = Key::of(product).alignments;
             for (attribute, alignment) in [
-                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, right),
+                (
+                    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                    right,
+                ),
                 (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, left),
                 (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out),
                 (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),

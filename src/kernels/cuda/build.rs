@@ -25,7 +25,10 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let here = env::current_dir().expect("a build runs in the package's folder");
     let mut program = String::new();
-    for file in files.iter().filter(|file| file.extension().is_some_and(|e| e == "cu")) {
+    for file in files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "cu"))
+    {
         program.push_str(&format!("#include \"{}\"\n", here.join(file).display()));
     }
     fs::write(out.join("kernels.cu"), program).expect("OUT_DIR can be written to");
@@ -54,7 +57,7 @@ fn compile(out: &Path) {
     };
     let archs = env::var("CHANDLER_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
     let mut command = Command::new(&nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin", "--compress-all", "-Isrc/kernels/cuda"]);
+    command.args(["-std=c++17", "-O3", "-fatbin", "-Isrc/kernels/cuda"]);
     for (i, arch) in archs.split(',').enumerate() {
         let code = if i == 0 {
             format!("[sm_{arch},compute_{arch}]")
@@ -63,10 +66,16 @@ fn compile(out: &Path) {
         };
         command.arg(format!("-gencode=arch=compute_{arch},code={code}"));
     }
-    command.arg("-o").arg(out.join("kernels.fatbin")).arg(out.join("kernels.cu"));
+    command
+        .arg("-o")
+        .arg(out.join("kernels.fatbin"))
+        .arg(out.join("kernels.cu"));
     match command.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("{} ended with {status}; its messages are above", nvcc.display()),
+        Ok(status) => panic!(
+            "{} ended with {status}; its messages are above",
+            nvcc.display()
+        ),
         Err(error) => panic!(
             "the feature `cuda` needs nvcc, and {} cannot be run ({error}); set NVCC or CUDA_HOME, or install one \
              with docker/cuda-toolchain.sh",

@@ -40,11 +40,22 @@ impl ColumnSums {
     ///
     /// # Errors
     /// If the driver refuses.
-    pub unsafe fn add(&self, gpu: &Arc<Gpu>, x: Address, scratch: Address, out: Address) -> Result<()> {
+    pub unsafe fn add(
+        &self,
+        gpu: &Arc<Gpu>,
+        x: Address,
+        scratch: Address,
+        out: Address,
+    ) -> Result<()> {
         let kernel = of_dtype(self.dtype, "column_sums_f32", "column_sums_bf16")?;
         let chunks = self.chunks();
         let pass = |kernel, x, stride, rows, chunk_rows, out, accumulate: bool| {
-            let launch = gpu.launch(kernel).arg(x).size(stride).size(rows).size(self.width);
+            let launch = gpu
+                .launch(kernel)
+                .arg(x)
+                .size(stride)
+                .size(rows)
+                .size(self.width);
             let launch = launch.size(chunk_rows).arg(out).arg(u32::from(accumulate));
             let blocks = [self.width.div_ceil(COLUMNS), rows.div_ceil(chunk_rows), 1];
             // SAFETY: the caller's.
@@ -54,8 +65,24 @@ impl ColumnSums {
             0 => Ok(()),
             1 => pass(kernel, x, self.stride, self.rows, CHUNK_ROWS, out, true),
             _ => {
-                pass(kernel, x, self.stride, self.rows, CHUNK_ROWS, scratch, false)?;
-                pass("column_sums_f32", scratch, self.width, chunks, chunks, out, true)
+                pass(
+                    kernel,
+                    x,
+                    self.stride,
+                    self.rows,
+                    CHUNK_ROWS,
+                    scratch,
+                    false,
+                )?;
+                pass(
+                    "column_sums_f32",
+                    scratch,
+                    self.width,
+                    chunks,
+                    chunks,
+                    out,
+                    true,
+                )
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Error, Result, bail};
 use cudarc::driver::sys::CUdevice_attribute_enum::{
-    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
 };
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
@@ -56,7 +56,9 @@ unsafe impl Send for Kernel {}
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Gpu")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,13 +84,19 @@ impl Gpu {
         }
         let context = CudaContext::new(ordinal).map_err(failed("no GPU can be used"))?;
         let name = context.name().map_err(failed("the GPU's name"))?;
-        let capability = context.compute_capability().map_err(failed("the GPU's generation"))?;
+        let capability = context
+            .compute_capability()
+            .map_err(failed("the GPU's generation"))?;
         if capability < OLDEST {
             let (major, minor) = capability;
-            bail!("{name} has compute capability {major}.{minor}; chandler needs 8.0 (Ampere) or newer")
+            bail!(
+                "{name} has compute capability {major}.{minor}; chandler needs 8.0 (Ampere) or newer"
+            )
         }
         let attribute = |which| {
-            let value = context.attribute(which).map_err(failed("the GPU's properties"))?;
+            let value = context
+                .attribute(which)
+                .map_err(failed("the GPU's properties"))?;
             Ok::<_, Error>(u32::try_from(value).unwrap_or(0))
         };
         let stream = context.new_stream().map_err(failed("a stream"))?;
@@ -127,7 +135,9 @@ impl Gpu {
     /// # Errors
     /// If the driver fails.
     pub fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(failed("the GPU's memory"))
+        self.context
+            .mem_get_info()
+            .map_err(failed("the GPU's memory"))
     }
 
     /// Waits until all work is done.
@@ -179,7 +189,10 @@ impl Gpu {
         };
         if shared_bytes > kernel.shared_bytes {
             if shared_bytes > self.shared_memory {
-                bail!("{name} needs {shared_bytes} bytes of shared memory, the GPU has {}", self.shared_memory)
+                bail!(
+                    "{name} needs {shared_bytes} bytes of shared memory, the GPU has {}",
+                    self.shared_memory
+                )
             }
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -193,7 +206,10 @@ impl Gpu {
     }
 
     /// Calls `f` with cuBLASLt, loaded at the first call.
-    pub(super) fn with_blas<R>(self: &Arc<Self>, f: impl FnOnce(&mut Blas) -> Result<R>) -> Result<R> {
+    pub(super) fn with_blas<R>(
+        self: &Arc<Self>,
+        f: impl FnOnce(&mut Blas) -> Result<R>,
+    ) -> Result<R> {
         let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *blas {
             Some(blas) => f(blas),
@@ -212,12 +228,16 @@ impl Gpu {
         f: impl FnOnce(super::Address) -> Result<R>,
     ) -> Result<R> {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let large_enough = scratch.as_ref().is_some_and(|memory| memory.bytes() >= bytes);
+        let large_enough = scratch
+            .as_ref()
+            .is_some_and(|memory| memory.bytes() >= bytes);
         if !large_enough {
             *scratch = None;
             *scratch = Some(Memory::new(self, bytes.next_power_of_two())?);
         }
-        f(scratch.as_ref().map_or(super::Address::NULL, Memory::address))
+        f(scratch
+            .as_ref()
+            .map_or(super::Address::NULL, Memory::address))
     }
 }
 

@@ -94,7 +94,13 @@ impl Launch<'_> {
             self.name
         );
         // SAFETY: `words` words lie behind `used`, aligned to 8, and `Argument`s are plain numbers.
-        unsafe { self.words.as_mut_ptr().add(self.used).cast::<T>().write(value) };
+        unsafe {
+            self.words
+                .as_mut_ptr()
+                .add(self.used)
+                .cast::<T>()
+                .write(value)
+        };
         self.starts[self.count] = self.used;
         self.used += words;
         self.count += 1;

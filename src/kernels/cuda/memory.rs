@@ -74,7 +74,8 @@ impl Memory {
     pub fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
         let to = self.part(offset, bytes)?;
         // SAFETY: the part is inside.
-        unsafe { result::memset_d8_async(to.0, 0, bytes, self.gpu.stream()) }.map_err(failed("zeroing"))
+        unsafe { result::memset_d8_async(to.0, 0, bytes, self.gpu.stream()) }
+            .map_err(failed("zeroing"))
     }
 
     /// Copies from the host, which may change its copy as soon as this returns.
@@ -84,7 +85,8 @@ impl Memory {
     pub fn write<T: Copy>(&self, offset: usize, from: &[T]) -> Result<()> {
         let to = self.part(offset, size_of_val(from))?;
         // SAFETY: the part is inside. Memory of the host that is not pinned is copied before the call returns.
-        unsafe { result::memcpy_htod_async(to.0, from, self.gpu.stream()) }.map_err(failed("copying to the GPU"))
+        unsafe { result::memcpy_htod_async(to.0, from, self.gpu.stream()) }
+            .map_err(failed("copying to the GPU"))
     }
 
     /// Copies to the host; waits for all work before it.
@@ -103,15 +105,25 @@ impl Memory {
     ///
     /// # Errors
     /// If there is no such part, or the driver fails.
-    pub fn copy_from(&self, offset: usize, from: &Self, from_offset: usize, bytes: usize) -> Result<()> {
+    pub fn copy_from(
+        &self,
+        offset: usize,
+        from: &Self,
+        from_offset: usize,
+        bytes: usize,
+    ) -> Result<()> {
         let (to, from) = (self.part(offset, bytes)?, from.part(from_offset, bytes)?);
         // SAFETY: both parts are inside.
-        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.gpu.stream()) }.map_err(failed("copying"))
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.gpu.stream()) }
+            .map_err(failed("copying"))
     }
 
     fn part(&self, offset: usize, bytes: usize) -> Result<Address> {
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return Err(Error::Msg(format!("{bytes} bytes at {offset} of {}", self.bytes)));
+            return Err(Error::Msg(format!(
+                "{bytes} bytes at {offset} of {}",
+                self.bytes
+            )));
         }
         self.gpu.bind()?;
         Ok(self.address.offset(offset))

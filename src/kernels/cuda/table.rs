@@ -61,11 +61,15 @@ impl Table {
     }
 
     pub fn entries(&self) -> Address {
-        self.entries.as_ref().map_or(Address::NULL, GpuArray::address)
+        self.entries
+            .as_ref()
+            .map_or(Address::NULL, GpuArray::address)
     }
 
     pub fn blocks(&self) -> Address {
-        self.blocks.as_ref().map_or(Address::NULL, GpuArray::address)
+        self.blocks
+            .as_ref()
+            .map_or(Address::NULL, GpuArray::address)
     }
 
     /// How many blocks there are.

@@ -89,7 +89,11 @@ impl GpuTensor {
     /// If there are not as many, of the same type.
     pub fn write<T: Copy>(&self, values: &[T]) -> Result<()> {
         if values.len() != self.count::<T>()? {
-            bail!("{} numbers for a tensor of shape {:?}", values.len(), self.dims)
+            bail!(
+                "{} numbers for a tensor of shape {:?}",
+                values.len(),
+                self.dims
+            )
         }
         self.memory.write(self.offset, values)
     }
@@ -105,7 +109,10 @@ impl GpuTensor {
 
     fn count<T>(&self) -> Result<usize> {
         if size_of::<T>() != self.dtype.size_in_bytes() {
-            bail!("a tensor of {:?} was asked for numbers of another size", self.dtype)
+            bail!(
+                "a tensor of {:?} was asked for numbers of another size",
+                self.dtype
+            )
         }
         Ok(self.dims.iter().product())
     }
@@ -116,7 +123,8 @@ impl GpuTensor {
     /// If memory is short.
     pub fn copy(&self) -> Result<Self> {
         let copy = Self::new(self.gpu(), &self.dims, self.dtype)?;
-        copy.memory.copy_from(0, &self.memory, self.offset, copy.memory.bytes())?;
+        copy.memory
+            .copy_from(0, &self.memory, self.offset, copy.memory.bytes())?;
         Ok(copy)
     }
 
@@ -127,7 +135,10 @@ impl GpuTensor {
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
         let rows = self.dims.first().copied().unwrap_or(0);
         if start.checked_add(len).is_none_or(|end| end > rows) {
-            bail!("rows {start}.. of {len} are not in the shape {:?}", self.dims)
+            bail!(
+                "rows {start}.. of {len} are not in the shape {:?}",
+                self.dims
+            )
         }
         let row: usize = self.dims.iter().skip(1).product();
         let mut view = self.clone();

@@ -6,8 +6,8 @@ use candle_core::{DType, Result, bail};
 
 use super::Scatter;
 use crate::kernels::cuda::{Address, Gpu, Grid};
-use crate::kernels::numbers::{Array, Numbers};
 use crate::kernels::device::Device;
+use crate::kernels::numbers::{Array, Numbers};
 use crate::kernels::tensor::Tensor;
 
 const THREADS: u32 = 128;
@@ -68,7 +68,12 @@ pub struct Plan {
 }
 
 /// Ids are checked and sorted, shapes checked.
-pub fn scatter_add(gpu: &Arc<Gpu>, d: &Tensor, scatter: &mut Scatter, d_table: &Tensor) -> Result<()> {
+pub fn scatter_add(
+    gpu: &Arc<Gpu>,
+    d: &Tensor,
+    scatter: &mut Scatter,
+    d_table: &Tensor,
+) -> Result<()> {
     let (_, width) = d.dims2()?;
     let [d, d_table] = gpu.addresses([d, d_table], DType::F32)?;
     let (mut chunks, mut sums, mut partials) = (Vec::new(), Vec::new(), 0u32);
@@ -86,21 +91,32 @@ pub fn scatter_add(gpu: &Arc<Gpu>, d: &Tensor, scatter: &mut Scatter, d_table: &
         sums.extend([id, first, partials, 0]);
     }
     let device = Device::Gpu(gpu.clone());
-    let Plan { tokens, chunks: on_gpu, sums: sums_on_gpu } = &mut scatter.plan;
+    let Plan {
+        tokens,
+        chunks: on_gpu,
+        sums: sums_on_gpu,
+    } = &mut scatter.plan;
     tokens.set(scatter.order.iter().map(|&(_, token)| token), &device)?;
     on_gpu.set(chunks, &device)?;
     sums_on_gpu.set(sums, &device)?;
     gpu.with_scratch(4 * partials as usize * width, |partials| {
         tokens.all().on(gpu, |tokens| {
             on_gpu.all().on(gpu, |chunks| {
-                let launch = gpu.launch("embedding_scatter").arg(d).arg(tokens).arg(chunks);
+                let launch = gpu
+                    .launch("embedding_scatter")
+                    .arg(d)
+                    .arg(tokens)
+                    .arg(chunks);
                 let launch = launch.arg(d_table).arg(partials).size(width);
                 // SAFETY: chunks name rows of `d` and of the table, and partial sums that there is room for.
                 unsafe { launch.run(Grid::line(on_gpu.len() / 4, THREADS)) }
             })
         })?;
         sums_on_gpu.all().on(gpu, |sums| {
-            let launch = gpu.launch("embedding_scatter_partials").arg(partials).arg(sums);
+            let launch = gpu
+                .launch("embedding_scatter_partials")
+                .arg(partials)
+                .arg(sums);
             let launch = launch.arg(d_table).size(width);
             // SAFETY: as above.
             unsafe { launch.run(Grid::line(sums_on_gpu.len() / 4, THREADS)) }

@@ -2,8 +2,8 @@
 
 mod cuda;
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::cpu::Cpu;
 use super::numbers::Numbers;
@@ -90,12 +90,7 @@ impl Scatter {
 ///
 /// # Errors
 /// If an id is not a row of the table, or shapes do not fit.
-pub fn scatter_add(
-    d: &Tensor,
-    ids: &[u32],
-    scatter: &mut Scatter,
-    d_table: &Tensor,
-) -> Result<()> {
+pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Tensor) -> Result<()> {
     let (rows, width) = d.dims2()?;
     let _op = profile::op("embedding backward", 0, 4 * 3 * rows * width);
     check_lens("embedding backward", rows, &[ids.len()])?;
@@ -125,8 +120,8 @@ pub fn scatter_add(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use crate::kernels::device::Device;
+    use candle_core::DType;
 
     use super::*;
 

@@ -22,7 +22,12 @@ pub fn gather(gpu: &Arc<Gpu>, x: &Tensor, starts: Numbers<'_, u32>, out: &Tensor
     })
 }
 
-pub fn scatter_add(gpu: &Arc<Gpu>, d: &Tensor, starts: Numbers<'_, u32>, d_x: &Tensor) -> Result<()> {
+pub fn scatter_add(
+    gpu: &Arc<Gpu>,
+    d: &Tensor,
+    starts: Numbers<'_, u32>,
+    d_x: &Tensor,
+) -> Result<()> {
     let kernel = of_dtype(d.dtype(), "scatter_add_rows_f32", "scatter_add_rows_bf16")?;
     let (rows, width) = d.dims2()?;
     let [d, d_x] = gpu.addresses([d, d_x], d.dtype())?;
@@ -33,7 +38,12 @@ pub fn scatter_add(gpu: &Arc<Gpu>, d: &Tensor, starts: Numbers<'_, u32>, d_x: &T
     })
 }
 
-pub fn drop_out(gpu: &Arc<Gpu>, x: &Tensor, dropout: Dropout, keys: Numbers<'_, u64>) -> Result<()> {
+pub fn drop_out(
+    gpu: &Arc<Gpu>,
+    x: &Tensor,
+    dropout: Dropout,
+    keys: Numbers<'_, u64>,
+) -> Result<()> {
     let kernel = of_dtype(x.dtype(), "drop_out_rows_f32", "drop_out_rows_bf16")?;
     let (rows, width) = x.dims2()?;
     let x = gpu.address(x, x.dtype())?;

@@ -2,8 +2,8 @@
 
 mod cuda;
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::cpu::Cpu;
 use super::dropout::Dropout;
@@ -16,11 +16,7 @@ use super::view;
 ///
 /// # Errors
 /// If shapes or types do not fit.
-pub fn gather<'a>(
-    x: &Tensor,
-    cu_seqlens: impl Into<Numbers<'a, u32>>,
-    out: &Tensor,
-) -> Result<()> {
+pub fn gather<'a>(x: &Tensor, cu_seqlens: impl Into<Numbers<'a, u32>>, out: &Tensor) -> Result<()> {
     let cu_seqlens = cu_seqlens.into();
     let (firsts, width) = check(x, cu_seqlens, out)?;
     if let Some(gpu) = x.device().gpu() {
@@ -79,11 +75,7 @@ fn scatter_add_of<T: Element>(
 ///
 /// # Errors
 /// If there is not one key per row.
-pub fn drop_out<'a>(
-    x: &Tensor,
-    dropout: Dropout,
-    keys: impl Into<Numbers<'a, u64>>,
-) -> Result<()> {
+pub fn drop_out<'a>(x: &Tensor, dropout: Dropout, keys: impl Into<Numbers<'a, u64>>) -> Result<()> {
     let keys = keys.into();
     if dropout.is_none() {
         return Ok(());
@@ -156,8 +148,8 @@ fn check<'a>(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use crate::kernels::device::Device;
+    use candle_core::DType;
 
     use super::*;
 

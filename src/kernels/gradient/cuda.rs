@@ -11,7 +11,11 @@ const THREADS: u32 = 256;
 /// # Errors
 /// If the driver refuses.
 pub fn zero(table: &Table) -> Result<()> {
-    let launch = table.gpu().launch("zero_gradients").arg(table.entries()).arg(table.blocks());
+    let launch = table
+        .gpu()
+        .launch("zero_gradients")
+        .arg(table.entries())
+        .arg(table.blocks());
     // SAFETY: the table's tensors live as long as it does.
     unsafe { launch.run(Grid::line(table.block_count(), THREADS)) }
 }
@@ -22,10 +26,21 @@ pub fn zero(table: &Table) -> Result<()> {
 /// If the driver refuses, or any work before went wrong.
 pub fn sums_of_squares(table: &Table) -> Result<Vec<f64>> {
     let memory = Memory::new(table.gpu(), 8 * table.block_count())?;
-    let launch = table.gpu().launch("sums_of_squares").arg(table.entries()).arg(table.blocks());
+    let launch = table
+        .gpu()
+        .launch("sums_of_squares")
+        .arg(table.entries())
+        .arg(table.blocks());
     // SAFETY: the table's tensors live as long as it does; there is a sum for each block.
-    unsafe { launch.arg(memory.address()).run(Grid::line(table.block_count(), THREADS)) }?;
+    unsafe {
+        launch
+            .arg(memory.address())
+            .run(Grid::line(table.block_count(), THREADS))
+    }?;
     let mut sums = vec![0f64; table.block_count()];
     memory.read(0, &mut sums)?;
-    Ok(table.ranges().map(|range| sums[range].iter().sum()).collect())
+    Ok(table
+        .ranges()
+        .map(|range| sums[range].iter().sum())
+        .collect())
 }

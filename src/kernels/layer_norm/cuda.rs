@@ -35,7 +35,11 @@ pub fn forward(
     let sizes = [saved.normalised, out].map(Tensor::elem_count);
     check_lens("layer_norm", rows * width, &sizes)?;
     check_lens("layer_norm", rows, &[saved.rstd.elem_count()])?;
-    check_lens("layer_norm", width, &[norm.gamma, norm.beta].map(Tensor::elem_count))?;
+    check_lens(
+        "layer_norm",
+        width,
+        &[norm.gamma, norm.beta].map(Tensor::elem_count),
+    )?;
     let kernel = match (x.dtype(), out.dtype()) {
         (DType::F32, DType::F32) => "layer_norm_f32_f32",
         (DType::F32, DType::BF16) => "layer_norm_f32_bf16",
@@ -53,8 +57,20 @@ pub fn forward(
     let [gamma, beta, rstd] = gpu.addresses([norm.gamma, norm.beta, saved.rstd], DType::F32)?;
     let x = gpu.address(x, x.dtype())?;
     keys_on(gpu, keys, dropout, |keys| {
-        let launch = gpu.launch(kernel).arg(x).arg(other).arg(keys).arg(dropout).arg(gamma).arg(beta);
-        let launch = launch.arg(norm.eps).arg(normalised).arg(rstd).arg(out).size(width);
+        let launch = gpu
+            .launch(kernel)
+            .arg(x)
+            .arg(other)
+            .arg(keys)
+            .arg(dropout)
+            .arg(gamma)
+            .arg(beta);
+        let launch = launch
+            .arg(norm.eps)
+            .arg(normalised)
+            .arg(rstd)
+            .arg(out)
+            .size(width);
         // SAFETY: all shapes were checked, and dropout has a key for each row.
         unsafe { launch.run(Grid::line(rows, threads(width)?)) }
     })
@@ -72,9 +88,17 @@ pub fn backward(
     d_beta: &Tensor,
 ) -> Result<()> {
     let (rows, width) = d_out.dims2()?;
-    check_lens("layer_norm backward", rows * width, &[saved.normalised, d_sum].map(Tensor::elem_count))?;
+    check_lens(
+        "layer_norm backward",
+        rows * width,
+        &[saved.normalised, d_sum].map(Tensor::elem_count),
+    )?;
     check_lens("layer_norm backward", rows, &[saved.rstd.elem_count()])?;
-    check_lens("layer_norm backward", width, &[gamma, d_gamma, d_beta].map(Tensor::elem_count))?;
+    check_lens(
+        "layer_norm backward",
+        width,
+        &[gamma, d_gamma, d_beta].map(Tensor::elem_count),
+    )?;
     let kernel = match (d_out.dtype(), d_sum.dtype()) {
         (DType::F32, DType::F32) => "layer_norm_backward_f32_f32",
         (DType::BF16, DType::F32) => "layer_norm_backward_bf16_f32",
@@ -90,7 +114,8 @@ pub fn backward(
     };
     let [d_out, normalised] = gpu.addresses([d_out, saved.normalised], d_out.dtype())?;
     let d_sum = gpu.address(d_sum, d_sum.dtype())?;
-    let [rstd, gamma, d_gamma, d_beta] = gpu.addresses([saved.rstd, gamma, d_gamma, d_beta], DType::F32)?;
+    let [rstd, gamma, d_gamma, d_beta] =
+        gpu.addresses([saved.rstd, gamma, d_gamma, d_beta], DType::F32)?;
     let blocks = rows.div_ceil(PARTIAL_ROWS);
     let sums = ColumnSums {
         dtype: DType::F32,
@@ -101,8 +126,20 @@ pub fn backward(
     let partial_bytes = (4 * blocks * 2 * width).next_multiple_of(256);
     gpu.with_scratch(partial_bytes + sums.scratch_bytes(), |partials| {
         keys_on(gpu, keys, dropout, |keys| {
-            let launch = gpu.launch(kernel).arg(d_out).arg(normalised).arg(rstd).arg(gamma).arg(d_sum);
-            let launch = launch.arg(d_x).arg(keys).arg(dropout).arg(partials).size(rows).size(width);
+            let launch = gpu
+                .launch(kernel)
+                .arg(d_out)
+                .arg(normalised)
+                .arg(rstd)
+                .arg(gamma)
+                .arg(d_sum);
+            let launch = launch
+                .arg(d_x)
+                .arg(keys)
+                .arg(dropout)
+                .arg(partials)
+                .size(rows)
+                .size(width);
             // SAFETY: all shapes were checked, dropout has a key for each row, and each block has its partials.
             unsafe { launch.run(Grid::line(blocks, threads(width)?)) }
         })?;

@@ -5,8 +5,8 @@
 
 mod cuda;
 
-use candle_core::{DType, Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{DType, Result, bail};
 use half::bf16;
 
 use super::cpu::{Cpu, multiversion};

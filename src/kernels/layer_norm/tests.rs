@@ -1,5 +1,5 @@
-use candle_core::DType;
 use crate::kernels::device::Device;
+use candle_core::DType;
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! `dx = dy W`, also summed over several layers of one input, and through the activation before it.
 
-use candle_core::{Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{Result, bail};
 
 use super::pieces::{Piece, add_to, load, store};
 use super::products::{Sum, Term, rows_times_panels};

@@ -1,7 +1,7 @@
 //! `dw += dyᵀ x` and `db += Σ dy`, also of several layers of one input.
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::products::{Matrix, WeightSum, columns_times_rows};
 use super::{Precision, cuda, expect};

@@ -6,7 +6,7 @@ use candle_core::{DType, Result};
 
 use super::{Activated, Gradient, LinearWeight, Precision, Projection, Share, expect};
 use crate::kernels::activation::Activation;
-use crate::kernels::cuda::{Address, ColumnSums, Epilogue, Factor, Gpu, Product};
+use crate::kernels::cuda::{ColumnSums, Epilogue, Factor, Gpu, Product};
 use crate::kernels::first_rows::cast;
 use crate::kernels::tensor::Tensor;
 
@@ -73,26 +73,15 @@ fn forward(gpu: &Arc<Gpu>, x: &Tensor, layer: &Projection<'_>) -> Result<()> {
         return unsafe { gpu.multiply(&product) };
     };
     expect(bias, &[columns])?;
-    with_bias(gpu, bias, dtype, |bias| {
-        let epilogue = Epilogue::Bias(bias);
-        // SAFETY: as above; the bias has a number for each column.
-        unsafe { gpu.multiply(&Product { epilogue, ..product }) }
-    })
-}
-
-/// The library adds a bias of the output's type.
-fn with_bias(
-    gpu: &Arc<Gpu>,
-    bias: &Tensor,
-    dtype: DType,
-    f: impl FnOnce(Address) -> Result<()>,
-) -> Result<()> {
-    if dtype == DType::F32 {
-        return f(gpu.address(bias, dtype)?);
+    // The library adds a bias of the output's type.
+    let epilogue = Epilogue::Bias(gpu.address(bias, dtype)?);
+    // SAFETY: as above; the bias has a number for each column.
+    unsafe {
+        gpu.multiply(&Product {
+            epilogue,
+            ..product
+        })
     }
-    let short = Tensor::zeros(bias.dims(), dtype, &bias.device())?;
-    cast(bias, &short)?;
-    f(gpu.address(&short, dtype)?)
 }
 
 pub fn forward_activated(
@@ -107,7 +96,12 @@ pub fn forward_activated(
     to.activation.forward(to.inner, to.activated)
 }
 
-pub fn backward_input_all(gpu: &Arc<Gpu>, shares: &[Share<'_>], dx: &Tensor, accumulate: bool) -> Result<()> {
+pub fn backward_input_all(
+    gpu: &Arc<Gpu>,
+    shares: &[Share<'_>],
+    dx: &Tensor,
+    accumulate: bool,
+) -> Result<()> {
     for (index, share) in shares.iter().enumerate() {
         let weight = share.weight.on_gpu();
         let (dtype, rows) = (weight.dtype(), dx.dim(0)?);
@@ -122,7 +116,11 @@ pub fn backward_input_all(gpu: &Arc<Gpu>, shares: &[Share<'_>], dx: &Tensor, acc
             right: factor(gpu, weight, dtype, false)?,
             out: gpu.address(dx, dtype)?,
             out_dtype: dtype,
-            epilogue: if accumulate || index > 0 { Epilogue::Accumulate } else { Epilogue::None },
+            epilogue: if accumulate || index > 0 {
+                Epilogue::Accumulate
+            } else {
+                Epilogue::None
+            },
         };
         // SAFETY: the factors and the output are of these sizes, and not one tensor.
         unsafe { gpu.multiply(&product) }?;
@@ -161,7 +159,12 @@ pub fn backward_weight_all(gpu: &Arc<Gpu>, layers: &[Gradient<'_>], x: &Tensor) 
         unsafe { gpu.multiply(&product) }?;
         if let Some(db) = db {
             expect(db, &[width])?;
-            let sums = ColumnSums { dtype, stride: width, rows, width };
+            let sums = ColumnSums {
+                dtype,
+                stride: width,
+                rows,
+                width,
+            };
             let (dy, db) = (gpu.address(dy, dtype)?, gpu.address(db, DType::F32)?);
             gpu.with_scratch(sums.scratch_bytes(), |scratch| {
                 // SAFETY: `dy` is [rows, width], `db` [width].

@@ -1,7 +1,7 @@
 //! `y = x Wᵀ + b`, also of several layers at once, and with the activation behind it.
 
-use candle_core::Result;
 use crate::kernels::tensor::Tensor;
+use candle_core::Result;
 
 use super::pieces::{Piece, store};
 use super::products::{Sum, Term, rows_times_panels};

@@ -11,8 +11,8 @@ mod forward;
 mod pieces;
 mod products;
 
-use candle_core::{DType, Result, bail};
 use crate::kernels::tensor::Tensor;
+use candle_core::{DType, Result, bail};
 
 use super::device::Device;
 use super::gemm::{Aligned, Engine, Format, Layout, pack_columns, pack_rows};
