@@ -4,6 +4,7 @@
 //! Only the log of each softmax's denominator is kept; the backward pass computes the probabilities and
 //! dropout's decisions again (Dao et al. 2022, "FlashAttention", in the simple form that fits a CPU's cache).
 
+mod cuda;
 mod head;
 mod softmax;
 
@@ -50,7 +51,7 @@ impl Attention<'_> {
     /// [`Queries::First`]. An empty sequence gives zeros.
     ///
     /// # Errors
-    /// If shapes or types do not fit or a tensor is not contiguous on the CPU.
+    /// If shapes or types do not fit, tensors are on several devices, or one is not contiguous.
     pub fn forward(
         &self,
         q: &Tensor,
@@ -65,7 +66,7 @@ impl Attention<'_> {
     /// The gradients `dq [R, D]` and `dk, dv [T, D]` from that of `ctx`; they are overwritten.
     ///
     /// # Errors
-    /// If shapes or types do not fit or a tensor is not contiguous on the CPU.
+    /// If shapes or types do not fit, tensors are on several devices, or one is not contiguous.
     #[expect(clippy::too_many_arguments, reason = "six inputs and three outputs")]
     pub fn backward(
         &self,
@@ -90,7 +91,11 @@ impl Attention<'_> {
         ctx: &Tensor,
         lse: &Tensor,
     ) -> Result<()> {
-        let plan = self.plan(engine, qkv, ctx, lse)?;
+        self.check(qkv, ctx, lse)?;
+        if let Some(gpu) = ctx.device().gpu() {
+            return cuda::forward(gpu, self, qkv, ctx, lse);
+        }
+        let plan = self.plan(engine, ctx)?;
         for_dtype!(ctx, forward_of(&plan, qkv, ctx, lse))
     }
 
@@ -102,32 +107,28 @@ impl Attention<'_> {
         [ctx, lse]: [&Tensor; 2],
         gradients: [&Tensor; 3],
     ) -> Result<()> {
-        let plan = self.plan(engine, qkv, ctx, lse)?;
+        self.check(qkv, ctx, lse)?;
         let [dq, dk, dv] = gradients;
         for (gradient, of) in [(dctx, ctx), (dq, qkv[0]), (dk, qkv[1]), (dv, qkv[2])] {
             if gradient.dims() != of.dims() {
                 bail!("a gradient is not of its tensor's shape {:?}", of.dims());
             }
         }
+        if let Some(gpu) = ctx.device().gpu() {
+            return cuda::backward(gpu, self, dctx, qkv, [ctx, lse], gradients);
+        }
+        let plan = self.plan(engine, ctx)?;
         for_dtype!(ctx, backward_of(&plan, dctx, qkv, ctx, lse, gradients))
     }
 
-    /// Checks shapes, and orders the work: the longest sequences first, so that no thread is left with one
-    /// at the end.
-    fn plan(
-        &self,
-        engine: Engine,
-        [q, k, v]: [&Tensor; 3],
-        ctx: &Tensor,
-        lse: &Tensor,
-    ) -> Result<Plan<'_>> {
+    fn check(&self, [q, k, v]: [&Tensor; 3], ctx: &Tensor, lse: &Tensor) -> Result<()> {
         let (rows, hidden) = k.dims2()?;
-        let Some((&first, rest)) = self.cu_seqlens.host().split_first() else {
+        let Some(&first) = self.cu_seqlens.first() else {
             bail!("cu_seqlens is empty")
         };
         let queries = match self.queries {
             Queries::All => rows,
-            Queries::First => rest.len(),
+            Queries::First => self.cu_seqlens.len() - 1,
         };
         if first != 0
             || !self.cu_seqlens.is_sorted()
@@ -149,12 +150,18 @@ impl Attention<'_> {
         {
             bail!("the shapes of attention's tensors do not fit");
         }
-        let mut order: Vec<usize> = (0..rest.len()).collect();
-        order.sort_by_key(|&sequence| Reverse(rest[sequence] - self.cu_seqlens[sequence]));
+        Ok(())
+    }
+
+    /// Orders the work: the longest sequences first, so that no thread is left with one at the end.
+    fn plan(&self, engine: Engine, ctx: &Tensor) -> Result<Plan<'_>> {
+        let lengths: Vec<u32> = self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&sequence| Reverse(lengths[sequence]));
         Ok(Plan {
             attention: self,
             engine,
-            hidden,
+            hidden: ctx.dims2()?.1,
             order,
         })
     }

@@ -3,6 +3,7 @@ use candle_core::DType;
 
 use super::*;
 use crate::kernels::cpu::Cpu;
+use crate::kernels::cuda::emulated;
 use crate::kernels::dropout::{attention_key, token_key};
 use crate::kernels::pool::set_threads;
 
@@ -25,6 +26,10 @@ fn tensor(data: &[f32], columns: usize) -> Tensor {
 
 fn typed(data: &[f32], columns: usize, dtype: DType) -> Tensor {
     tensor(data, columns).to_dtype(dtype).unwrap()
+}
+
+fn on(device: &Device, data: &[f32], columns: usize, dtype: DType) -> Tensor {
+    typed(data, columns, dtype).to_device(device).unwrap()
 }
 
 fn rounded(data: &[f32]) -> Vec<f32> {
@@ -100,6 +105,11 @@ impl Case {
 
     /// With tensors of this type.
     fn run_as(&self, engine: Engine, dtype: DType) -> Results {
+        self.run_on(&Device::Cpu, engine, dtype)
+    }
+
+    /// On this device; a GPU has its own way to multiply.
+    fn run_on(&self, device: &Device, engine: Engine, dtype: DType) -> Results {
         let attention = Attention {
             cu_seqlens: (&self.cu).into(),
             token_keys: (&self.keys).into(),
@@ -109,12 +119,12 @@ impl Case {
             precision: Precision::F32,
         };
         let [q, k, v, dctx] =
-            [&self.q, &self.k, &self.v, &self.dctx].map(|x| typed(x, self.hidden(), dtype));
+            [&self.q, &self.k, &self.v, &self.dctx].map(|x| on(device, x, self.hidden(), dtype));
         let rows = self.q.len() / self.hidden();
-        let nan = |like: &Tensor| typed(&vec![f32::NAN; like.elem_count()], self.hidden(), dtype);
+        let nan = |like: &Tensor| on(device, &vec![f32::NAN; like.elem_count()], self.hidden(), dtype);
         let (ctx, lse) = (
             nan(&q),
-            Tensor::zeros((rows, self.heads), DType::F32, &Device::Cpu).unwrap(),
+            Tensor::zeros((rows, self.heads), DType::F32, device).unwrap(),
         );
         attention
             .forward_on(engine, [&q, &k, &v], &ctx, &lse)
@@ -123,10 +133,7 @@ impl Case {
         attention
             .backward_on(engine, &dctx, [&q, &k, &v], [&ctx, &lse], [&dq, &dk, &dv])
             .unwrap();
-        [ctx, lse, dq, dk, dv].map(|t| {
-            let t = t.to_dtype(DType::F32).unwrap();
-            read(&t, <[f32]>::to_vec).unwrap()
-        })
+        [ctx, lse, dq, dk, dv].map(|t| t.to_dtype(DType::F32).unwrap().to_vec1().unwrap())
     }
 
     /// The rows of the queries and of the keys of a sequence.
@@ -197,16 +204,18 @@ impl Case {
     fn assert_matches_the_reference(&self) {
         let expected = self.reference();
         for engine in engines() {
-            for (i, (got, expected)) in self.run(engine).iter().zip(&expected).enumerate() {
-                assert_eq!(got.len(), expected.len());
-                for (x, y) in got.iter().zip(expected) {
-                    let error = (f64::from(*x) - y).abs();
-                    assert!(
-                        error < tolerance(engine) * (1.0 + y.abs()),
-                        "{engine:?} {i}: {x} {y}"
-                    );
-                }
-            }
+            let what = format!("{engine:?}");
+            assert_near(&self.run(engine), &expected, tolerance(engine), &what);
+        }
+    }
+}
+
+fn assert_near(got: &Results, expected: &[Vec<f64>; 5], tolerance: f64, what: &str) {
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(got.len(), expected.len());
+        for (x, y) in got.iter().zip(expected) {
+            let error = (f64::from(*x) - y).abs();
+            assert!(error < tolerance * (1.0 + y.abs()), "{what} {i}: {x} {y}");
         }
     }
 }
@@ -369,4 +378,49 @@ fn tensors_of_bf16_give_what_their_numbers_give() {
             }
         }
     }
+}
+
+/// On a GPU, every choice of kernels: any head, and the fast ones for bf16.
+#[test]
+fn gpus_match_the_definition() {
+    let device = emulated::device();
+    let engine = Engine::best(Precision::F32);
+    for dim in [32, 64, 6] {
+        for queries in [Queries::All, Queries::First] {
+            let mut case = Case::new(&[3, 0, 1, 70, 130, 16], 2, dim, queries);
+            for numbers in [&mut case.q, &mut case.k, &mut case.v, &mut case.dctx] {
+                *numbers = rounded(numbers);
+            }
+            for dropout in [case.dropout, Dropout::NONE] {
+                case.dropout = dropout;
+                let expected = case.reference();
+                for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
+                    let got = case.run_on(&device, engine, dtype);
+                    let what = format!("{dtype:?}, heads of {dim}, {queries:?}");
+                    assert_near(&got, &expected, tolerance, &what);
+                }
+            }
+        }
+    }
+    let nothing = Case::new(&[0, 0], 2, 32, Queries::First).run_on(&device, engine, DType::BF16);
+    assert!(nothing.iter().flatten().all(|&x| x == 0.0));
+    Case::new(&[], 2, 32, Queries::All).run_on(&device, engine, DType::BF16);
+}
+
+#[test]
+fn gpus_refuse_heads_that_no_kernel_takes() {
+    let case = Case::new(&[2], 1, 129, Queries::All);
+    let device = emulated::device();
+    let [q, ctx] = [0; 2].map(|_| on(&device, &case.q, 129, DType::F32));
+    let lse = Tensor::zeros((2, 1), DType::F32, &device).unwrap();
+    let attention = Attention {
+        cu_seqlens: (&case.cu).into(),
+        token_keys: (&case.keys).into(),
+        num_heads: 1,
+        dropout: Dropout::NONE,
+        queries: Queries::All,
+        precision: Precision::F32,
+    };
+    let error = attention.forward(&q, &q, &q, &ctx, &lse).unwrap_err();
+    assert!(error.to_string().contains("up to 128"), "{error}");
 }
