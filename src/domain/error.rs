@@ -106,6 +106,8 @@ error_codes! {
     Poisoned = "poisoned";
     /// The trainer needs more memory than there is, even for the smallest micro-batch.
     OutOfMemory = "out_of_memory";
+    /// The GPU cannot be used, or failed in the middle of training.
+    DeviceFailed = "device_failed";
     /// A step took so long that the trainer was given up.
     TrainerHung = "trainer_hung";
     /// The job ran longer than its `max_runtime_s`.

@@ -284,6 +284,7 @@ pub fn status_and_title(code: ErrorCode) -> (StatusCode, &'static str) {
         E::TrainerDied => (S::INTERNAL_SERVER_ERROR, "The trainer died"),
         E::Poisoned => (S::INTERNAL_SERVER_ERROR, "The job kills its trainers"),
         E::OutOfMemory => (S::INTERNAL_SERVER_ERROR, "Out of memory"),
+        E::DeviceFailed => (S::INTERNAL_SERVER_ERROR, "The GPU failed"),
         E::TrainerHung => (S::INTERNAL_SERVER_ERROR, "The trainer hung"),
         E::MaxRuntimeExceeded => (S::INTERNAL_SERVER_ERROR, "The job ran too long"),
         E::TrainerStartFailed => (S::INTERNAL_SERVER_ERROR, "The trainer did not start"),

@@ -81,6 +81,17 @@ pub fn is_out_of_memory(error: &Error) -> bool {
     }
 }
 
+/// Whether an error means that the GPU failed: this process cannot go on with it.
+pub fn is_device_failure(error: &Error) -> bool {
+    match error {
+        Error::Cuda(_) => true,
+        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => {
+            is_device_failure(inner)
+        }
+        _ => false,
+    }
+}
+
 /// What layers need only for the length of one call, so that all of them share it.
 #[derive(Debug)]
 pub struct Workspace {

@@ -16,7 +16,7 @@ mod self_attention;
 pub mod testing;
 mod touched_rows;
 
-pub use buffer::{Buffer, Workspace, is_out_of_memory};
+pub use buffer::{Buffer, Workspace, is_device_failure, is_out_of_memory};
 pub use embeddings::{Embeddings, EmbeddingsShape};
 pub use encoder_layer::{EncoderLayer, EncoderLayerShape, Names};
 pub use feed_forward::FeedForward;

@@ -39,7 +39,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::artifacts;
-use crate::domain::{DatasetLocation, HUNG_EXIT_CODE, JobError, JobId, JobSpec, LogLevel, Phase};
+use crate::domain::{
+    DatasetLocation, DeviceKind, HUNG_EXIT_CODE, JobError, JobId, JobSpec, LogLevel, Phase,
+};
 use crate::faults::Faults;
 
 pub use observer::Observer;
@@ -66,6 +68,8 @@ pub struct TrainJob {
     /// Micro-batches are this many times smaller than asked for from the start: 1, or more after a trainer
     /// died for want of memory.
     pub micro_batch_divisor: u32,
+    /// What to train on.
+    pub device: DeviceKind,
     /// What tests break; nothing in a release build.
     pub faults: Faults,
 }

@@ -2,10 +2,11 @@
 
 use crate::data::EpochSampler;
 use crate::domain::{
-    Bf16, ErrorCode, IntervalStrategy, JobError, LogLevel, Phase, SaveStrategy, SchedulerType,
-    TrainingArguments,
+    Bf16, DeviceKind, ErrorCode, IntervalStrategy, JobError, LogLevel, Phase, SaveStrategy,
+    SchedulerType, TrainingArguments,
 };
 use crate::heads::SequenceClassifier;
+use crate::kernels::device::{Compute, Device};
 use crate::kernels::linear::Precision;
 use crate::models::ModelError;
 use crate::optim::{AdamW, AdamWOptions, Schedule, ScheduleKind};
@@ -57,14 +58,18 @@ impl Setup {
     ) -> Result<(Self, Learner), JobError> {
         observer.phase(Phase::ResolvingModel);
         let args = &job.spec.training_args;
-        let precision = precision_of(args.bf16);
+        let device = device_of(job.device)?;
+        let compute = Compute {
+            precision: precision_of(args.bf16, &device),
+            device,
+        };
         let seed = u64::from(args.seed);
         let (model, report) = SequenceClassifier::load_for(
             &job.model_dir,
             data.labels.len(),
             data.head.keeps_classifier(),
             seed,
-            precision,
+            &compute,
         )
         .map_err(model_error)?;
         check_fits(job, data, &model)?;
@@ -80,10 +85,11 @@ impl Setup {
         observer.log(
             LogLevel::Info,
             format!(
-                "{} parameters in {} tensors, matrix products in {}",
+                "{} parameters in {} tensors on {}, matrix products in {}",
                 model.parameters().element_count(),
                 model.parameters().len(),
-                match precision {
+                compute.device.name(),
+                match compute.precision {
                     Precision::F32 => "f32",
                     Precision::Bf16 => "bf16",
                 }
@@ -210,12 +216,20 @@ fn check_fits(
     .hint(format!("set max_seq_length to at most {positions}")))
 }
 
+/// The GPU is the first that the server left visible for this process.
+fn device_of(kind: DeviceKind) -> Result<Device, JobError> {
+    match kind {
+        DeviceKind::Cpu => Ok(Device::Cpu),
+        DeviceKind::Cuda => Device::first_gpu().map_err(engine),
+    }
+}
+
 /// bf16 where asked for, or where it is native and left to us.
-fn precision_of(bf16: Bf16) -> Precision {
+fn precision_of(bf16: Bf16, device: &Device) -> Precision {
     match bf16 {
         Bf16::On => Precision::Bf16,
         Bf16::Off => Precision::F32,
-        Bf16::Auto if Precision::native_bf16() => Precision::Bf16,
+        Bf16::Auto if device.has_native_bf16() => Precision::Bf16,
         Bf16::Auto => Precision::F32,
     }
 }

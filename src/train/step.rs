@@ -180,6 +180,8 @@ pub fn input(batch: &Batch) -> Input<'_> {
 pub fn engine(error: impl Into<EngineError>) -> JobError {
     match error.into() {
         EngineError::OutOfMemory => out_of_memory(),
+        EngineError::Device(message) => JobError::new(ErrorCode::DeviceFailed, message)
+            .hint("`nvidia-smi` and the system's log on the server say more about the GPU"),
         EngineError::Other(message) => JobError::new(
             ErrorCode::InternalError,
             format!("the engine failed: {message}"),
@@ -192,6 +194,8 @@ pub fn engine(error: impl Into<EngineError>) -> JobError {
 pub enum EngineError {
     /// There was no memory for the workspace.
     OutOfMemory,
+    /// The GPU failed.
+    Device(String),
     /// Anything else.
     Other(String),
 }
@@ -200,6 +204,8 @@ impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
         if layers::is_out_of_memory(&error) {
             Self::OutOfMemory
+        } else if layers::is_device_failure(&error) {
+            Self::Device(error.to_string())
         } else {
             Self::Other(error.to_string())
         }

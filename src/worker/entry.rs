@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::artifacts::{self, DataDir};
 use crate::domain::{
-    AttemptId, AttemptSpec, Command, ErrorCode, Event, JobError, LogLevel, Phase, SystemClock,
+    AttemptId, AttemptSpec, Command, DeviceKind, ErrorCode, Event, JobError, LogLevel, Phase,
+    SystemClock,
 };
 use crate::faults::Faults;
 use crate::hub::{Hub, HubEnv, HubOptions};
@@ -117,6 +118,7 @@ fn attempt(spec: &AttemptSpec, faults: Faults, observer: &Reporting) -> Result<O
                 model_dir,
                 checkpoints_dir,
                 micro_batch_divisor: spec.micro_batch_divisor,
+                device: DeviceKind::Cpu,
                 faults,
             },
             observer,

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use chandler::domain::{DatasetFormat, DatasetLayout, DatasetLocation, JobError, JobId, JobSpec};
+use chandler::domain::{
+    DatasetFormat, DatasetLayout, DatasetLocation, DeviceKind, JobError, JobId, JobSpec,
+};
 use chandler::faults::Faults;
 use chandler::train::{self, Outcome, TrainJob};
 use serde_json::{Value, json};
@@ -68,6 +70,7 @@ impl Lab {
             model_dir: self.dir.join(model),
             checkpoints_dir: run.join("checkpoints"),
             micro_batch_divisor: 1,
+            device: DeviceKind::Cpu,
             faults: Faults::default(),
         }
     }

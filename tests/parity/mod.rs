@@ -8,7 +8,7 @@ mod neighbours;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use chandler::domain::{DatasetFormat, DatasetLayout, DatasetLocation, JobSpec};
+use chandler::domain::{DatasetFormat, DatasetLayout, DatasetLocation, DeviceKind, JobSpec};
 use chandler::faults::Faults;
 use chandler::train::{self, Outcome, TrainJob};
 use safetensors::SafeTensors;
@@ -49,6 +49,7 @@ fn train(model_dir: &Path, rows: &Path, spec: &Value) -> (Recorder, Weights) {
         model_dir: model_dir.to_owned(),
         checkpoints_dir: out.path().join("checkpoints"),
         micro_batch_divisor: 1,
+        device: DeviceKind::Cpu,
         faults: Faults::default(),
     };
     let recorder = Recorder::default();

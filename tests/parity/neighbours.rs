@@ -53,7 +53,7 @@ fn model(head_size: u32, precision: Precision) -> SequenceClassifier {
     config["hidden_dropout_prob"] = json!(0.2);
     config["attention_probs_dropout_prob"] = json!(0.3);
     write(dir.path(), &config);
-    SequenceClassifier::load(dir.path(), 3, 0, precision)
+    SequenceClassifier::load(dir.path(), 3, 0, &precision.into())
         .unwrap()
         .0
 }
@@ -91,7 +91,12 @@ fn compute(model: &mut SequenceClassifier, batch: &[Sequence]) -> Computed {
         .unwrap();
     let embedding = model.parameters().iter().next().unwrap();
     assert_eq!(embedding.name, "bert.embeddings.word_embeddings.weight");
-    let rows = embedding.grad.to_vec2::<f32>().unwrap();
+    let rows = embedding
+        .grad
+        .to_candle()
+        .unwrap()
+        .to_vec2::<f32>()
+        .unwrap();
     let gradient = rows[OWN.start as usize..].concat();
     let logits = model.logits(&input).unwrap();
     Computed {

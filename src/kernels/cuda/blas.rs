@@ -11,7 +11,7 @@ use candle_core::{DType, Error, Result, bail};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t as Attribute};
 
-use super::gpu::Gpu;
+use super::gpu::{DeviceError, Gpu};
 use super::memory::{Address, Memory};
 
 /// What NVIDIA recommends for Hopper.
@@ -73,7 +73,7 @@ struct Key {
 unsafe impl Send for Blas {}
 
 fn failed(what: &'static str) -> impl FnOnce(CublasError) -> Error {
-    move |error| Error::Msg(format!("{what}: cuBLASLt says {:?}", error.0))
+    move |error| DeviceError(format!("{what}: cuBLASLt says {:?}", error.0)).into()
 }
 
 impl Gpu {
@@ -231,9 +231,8 @@ impl Blas {
     pub(super) fn open(gpu: &Arc<Gpu>) -> Result<Self> {
         // SAFETY: loading NVIDIA's library runs its initialisers, as it intends.
         if !unsafe { sys::is_culib_present() } {
-            bail!(
-                "libcublasLt.so was not found: install the cuBLAS of CUDA 13, or use the CUDA image"
-            )
+            let why = "libcublasLt.so was not found: install the cuBLAS of CUDA 13, or use the CUDA image";
+            return Err(DeviceError(why.to_owned()).into());
         }
         Ok(Self {
             handle: result::create_handle().map_err(failed("cuBLASLt cannot be used"))?,

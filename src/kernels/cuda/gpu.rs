@@ -16,9 +16,13 @@ use super::memory::Memory;
 
 /// Our kernels, for several generations of cards.
 #[cfg(feature = "cuda")]
-static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 #[cfg(not(feature = "cuda"))]
-static IMAGE: &[u8] = &[0; 8];
+static IMAGE: &Image<[u8]> = &Image([0; 8]);
+
+/// The driver reads the image's header as words.
+#[repr(C, align(64))]
+struct Image<T: ?Sized>(T);
 
 /// The oldest cards with bf16 products and asynchronous copies: Ampere.
 const OLDEST: (i32, i32) = (8, 0);
@@ -68,7 +72,18 @@ pub(super) fn failed(what: &str) -> impl FnOnce(DriverError) -> Error + '_ {
         sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
             Error::Io(std::io::Error::from(std::io::ErrorKind::OutOfMemory))
         }
-        code => Error::Msg(format!("{what}: the CUDA driver says {code:?}")),
+        code => DeviceError(format!("{what}: the CUDA driver says {code:?}")).into(),
+    }
+}
+
+/// The GPU cannot be used, or failed in the middle. The process cannot go on with it; another may.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub(super) String);
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        Self::Cuda(Box::new(error))
     }
 }
 
@@ -80,7 +95,8 @@ impl Gpu {
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         // SAFETY: loading NVIDIA's library runs its initialisers, as the driver intends.
         if !unsafe { sys::is_culib_present() } {
-            bail!("there is no NVIDIA driver here: libcuda.so was not found")
+            let why = "there is no NVIDIA driver here: libcuda.so was not found";
+            return Err(DeviceError(why.to_owned()).into());
         }
         let context = CudaContext::new(ordinal).map_err(failed("no GPU can be used"))?;
         let name = context.name().map_err(failed("the GPU's name"))?;
@@ -89,9 +105,10 @@ impl Gpu {
             .map_err(failed("the GPU's generation"))?;
         if capability < OLDEST {
             let (major, minor) = capability;
-            bail!(
+            let why = format!(
                 "{name} has compute capability {major}.{minor}; chandler needs 8.0 (Ampere) or newer"
-            )
+            );
+            return Err(DeviceError(why).into());
         }
         let attribute = |which| {
             let value = context
@@ -243,11 +260,13 @@ impl Gpu {
 
 fn load_module() -> Result<Module> {
     // SAFETY: the image is a whole fat binary with a header that says how long it is.
-    let module = unsafe { result::module::load_data(IMAGE.as_ptr().cast()) };
+    let module = unsafe { result::module::load_data(IMAGE.0.as_ptr().cast()) };
     match module {
         Ok(module) => Ok(Module(module)),
         Err(_) if cfg!(not(feature = "cuda")) => {
-            bail!("this program was built without kernels for GPUs: build it with --features cuda")
+            let why =
+                "this program was built without kernels for GPUs: build it with --features cuda";
+            Err(DeviceError(why.to_owned()).into())
         }
         Err(error) => Err(failed("the kernels could not be loaded")(error)),
     }

@@ -21,7 +21,7 @@ mod tensor;
 pub use array::{GpuArray, Integer};
 pub use blas::{Epilogue, Factor, Product};
 pub use column_sums::ColumnSums;
-pub use gpu::Gpu;
+pub use gpu::{DeviceError, Gpu};
 pub use launch::{Argument, Grid};
 pub use memory::{Address, Memory};
 pub use operands::of_dtype;
