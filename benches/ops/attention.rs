@@ -10,6 +10,9 @@ use crate::tensors::{random, zeros};
 const HEADS: usize = 12;
 
 pub fn run(bench: &mut Bench) {
+    if bench.skips(&["attention", "attention backward"]) {
+        return;
+    }
     for dim in [32, 64] {
         for length in [16, 128, 512] {
             let sequences = (bench.rows / length).max(1);

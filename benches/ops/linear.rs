@@ -22,6 +22,9 @@ pub fn run(bench: &mut Bench, hidden: usize, intermediate: usize) {
 }
 
 fn one(bench: &mut Bench, inputs: usize, outputs: usize) {
+    if bench.skips(&["linear", "linear dX", "linear dW", "linear: pack weights"]) {
+        return;
+    }
     let (rows, precision) = (bench.rows, bench.precision);
     let dtype = precision.storage();
     let (x, dx) = (
@@ -54,6 +57,9 @@ fn one(bench: &mut Bench, inputs: usize, outputs: usize) {
 
 /// With the activation and its derivative, as the feed-forward part has them.
 fn activated(bench: &mut Bench, hidden: usize, intermediate: usize) {
+    if bench.skips(&["linear, GELU", "linear dX, GELU"]) {
+        return;
+    }
     let (rows, precision) = (bench.rows, bench.precision);
     let dtype = precision.storage();
     let x = random(&[rows, hidden], dtype);

@@ -2,6 +2,7 @@
 //!
 //!     cargo bench --bench ops                                  # all of them, bf16
 //!     cargo bench --bench ops -- --only attention --f32 --threads 1 --milliseconds 1000
+//!     cargo bench --bench ops -- --threads 1 --processor-time  # on a machine that others use
 //!     cargo bench --bench ops -- --requests                    # products as `benches/gemm.py` asks for them
 //!
 //! An op is called again and again on the same tensors for a while; the table has the median time. Work is
@@ -51,6 +52,7 @@ fn main() {
             "--milliseconds" => {
                 bench.window = Duration::from_millis(value().parse().expect("a number"));
             }
+            "--processor-time" => bench.processor_time = true,
             "--f32" => bench.precision = Precision::F32,
             "--requests" => return requests::answer(),
             "--bench" => {}

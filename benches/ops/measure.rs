@@ -13,13 +13,15 @@ use crate::roof;
 const MEMORY: usize = 256 << 20;
 
 pub struct Bench {
-    /// Part of the names of the ops to run.
+    /// Part of the names and shapes of the ops to run.
     pub only: String,
     /// Token rows.
     pub rows: usize,
     pub precision: Precision,
     /// How long an op is called.
     pub window: Duration,
+    /// Whether times are this thread's on the processor.
+    pub processor_time: bool,
     products: Vec<f64>,
     copies: Vec<f64>,
     /// Each thread's part of what is copied, and where to.
@@ -33,6 +35,7 @@ impl Bench {
             rows: 2048,
             precision: Precision::Bf16,
             window: Duration::from_millis(300),
+            processor_time: false,
             products: vec![],
             copies: vec![],
             memory: vec![],
@@ -53,15 +56,25 @@ impl Bench {
         println!("|---|---|--:|--:|--:|--:|--:|");
     }
 
+    /// Whether none of these ops is wanted, so that their tensors need not be made.
+    pub fn skips(&self, ops: &[&str]) -> bool {
+        let name = self.only.split(" | ").next().unwrap_or_default();
+        !ops.iter().any(|op| op.contains(name))
+    }
+
     /// Times `call`, which must run at least one op, unless it is not wanted.
     pub fn run(&mut self, op: &str, shape: &str, mut call: impl FnMut()) {
-        if !op.contains(&self.only) {
+        if !format!("{op} | {shape}").contains(&self.only) {
             return;
         }
         let roof = roof::gflops(self.precision);
         let copy = self.copy();
         let (flop, bytes) = work(&mut call);
-        let seconds = median(self.window, &mut call);
+        let seconds = if self.processor_time {
+            mean_processor_time(self.window, &mut call)
+        } else {
+            median(self.window, &mut call)
+        };
         let cells = |amount: f64, roof: f64| {
             let rate = amount / seconds / 1e9;
             let share = 100.0 * rate / roof;
@@ -132,4 +145,24 @@ pub fn median(window: Duration, call: &mut impl FnMut()) -> f64 {
     }
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+/// The mean time of a call that this thread was on the processor, in seconds: the only one to go by on a machine
+/// that others use, and only of an op that runs on one thread.
+fn mean_processor_time(window: Duration, call: &mut impl FnMut()) -> f64 {
+    assert_eq!(threads(), 1, "--processor-time needs --threads 1");
+    call();
+    let (begun, before, mut calls) = (Instant::now(), on_processor(), 0.0);
+    while calls < 5.0 || begun.elapsed() < window {
+        call();
+        calls += 1.0;
+    }
+    (on_processor() - before).as_secs_f64() / calls
+}
+
+/// What this thread has been given, as Linux counts it.
+fn on_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux says");
+    let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
+    Duration::from_nanos(nanos.expect("a number"))
 }

@@ -25,6 +25,10 @@ pub fn run(bench: &mut Bench, model: &str, hidden: usize, intermediate: usize, p
 
 /// As between an encoder's parts: `LN(residual + dropout(x))`.
 fn norm(bench: &mut Bench, hidden: usize) {
+    let backward = "dropout, residual, layer norm backward";
+    if bench.skips(&["dropout, residual, layer norm", backward]) {
+        return;
+    }
     let (rows, dtype) = (bench.rows, bench.precision.storage());
     let shape = format!("{rows} × {hidden}");
     let keys: Vec<u64> = (0..rows as u64).map(|row| token_key(row, 0)).collect();
@@ -57,7 +61,7 @@ fn norm(bench: &mut Bench, hidden: usize) {
     forward();
     bench.run("dropout, residual, layer norm", &shape, forward);
     let mut partials = Vec::new();
-    bench.run("dropout, residual, layer norm backward", &shape, || {
+    bench.run(backward, &shape, || {
         let dropped = Some(&dropped);
         let (d_gamma, d_beta) = (&d_gamma, &d_beta);
         layer_norm::backward(
@@ -76,6 +80,9 @@ fn norm(bench: &mut Bench, hidden: usize) {
 
 /// By itself, as heads have it; in an encoder it is part of the product before it.
 fn activation(bench: &mut Bench, width: usize) {
+    if bench.skips(&["GELU", "GELU backward"]) {
+        return;
+    }
     let rows = bench.rows;
     let shape = format!("{rows} × {width}");
     let x = random(&[rows, width], DType::F32);
@@ -89,6 +96,9 @@ fn activation(bench: &mut Bench, width: usize) {
 }
 
 fn embedding(bench: &mut Bench, hidden: usize) {
+    if bench.skips(&["embedding", "embedding backward"]) {
+        return;
+    }
     let rows = bench.rows;
     let shape = format!("{rows} × {hidden}");
     let words = random(&[VOCABULARY, hidden], DType::F32);
@@ -128,7 +138,7 @@ fn loss(bench: &mut Bench, hidden: usize) {
 
 /// Of all parameters as if they were one. Both smaller models fit no cache, so that a larger one tells no more.
 fn optimizer(bench: &mut Bench, model: &str, parameters: usize) {
-    if parameters > 100_000_000 {
+    if parameters > 100_000_000 || bench.skips(&["AdamW", "gradient norm", "zero gradients"]) {
         return;
     }
     let shape = format!("{parameters} ({model} without embeddings)");
