@@ -61,11 +61,20 @@ class Environment:
 
 def build_chandler():
     """The path of a fresh release build."""
-    say("building chandler")
-    command = ["cargo", "build", "--release", "--locked", "--bin", "chandler", "--message-format=json-render-diagnostics"]
+    return build("chandler", ["build", "--release", "--bin"])
+
+
+def build_bench(name):
+    """The path of a fresh build of one of our own benches."""
+    return build(name, ["bench", "--no-run", "--bench"])
+
+
+def build(name, arguments):
+    say(f"building {name}")
+    command = ["cargo", *arguments, name, "--locked", "--message-format=json-render-diagnostics"]
     output = run(command, cwd=REPOSITORY, stdout=subprocess.PIPE).stdout
-    messages = (json.loads(line) for line in output.splitlines())
-    return next(m["executable"] for m in messages if m.get("executable"))
+    messages = [json.loads(line) for line in output.splitlines()]
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == name)
 
 
 def tcmalloc():

@@ -3,10 +3,11 @@
 //!
 //!     cargo bench --bench train_step -- --shape minilm --batch 32 --tokens 24 --spread 0.8
 //!
-//! Prints one line of totals and a table by op. The roof is measured between the steps: on a shared machine
-//! it moves.
+//! Prints one line of totals and a table by op, or all of it as JSON. The roof is measured between the steps:
+//! on a shared machine it moves.
 
 mod model;
+mod report;
 mod roof;
 
 use std::time::Instant;
@@ -18,6 +19,7 @@ use chandler::kernels::{pool, profile};
 use chandler::models::{DropoutSeed, Input};
 use chandler::optim::{self, AdamW, AdamWOptions};
 use model::{Batch, Shape};
+use report::Measured;
 
 #[global_allocator]
 static ALLOCATOR: HugePages = HugePages;
@@ -31,6 +33,7 @@ struct Args {
     precision: Precision,
     threads: usize,
     evaluate: bool,
+    json: bool,
 }
 
 impl Args {
@@ -44,6 +47,7 @@ impl Args {
             precision: Precision::Bf16,
             threads: pool::threads(),
             evaluate: false,
+            json: false,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -61,6 +65,7 @@ impl Args {
                 "--threads" => args.threads = value().parse().expect("a number"),
                 "--f32" => args.precision = Precision::F32,
                 "--evaluate" => args.evaluate = true,
+                "--json" => args.json = true,
                 "--bench" => {}
                 _ => panic!("unknown argument {word}"),
             }
@@ -155,43 +160,16 @@ fn main() {
         samples += rows;
         tokens += count;
     }
-    let totals = profile::stop();
-    let seconds: f64 = times.iter().sum();
-    times.sort_by(f64::total_cmp);
-    roofs.sort_by(f64::total_cmp);
-    let roof = roofs[roofs.len() / 2];
-    let flop: u64 = totals.values().map(|total| total.flop).sum();
-    println!(
-        "{:.1} samples/s, {:.0} tokens/s, median step {:.1} ms, roof {roof:.0} GFLOP/s ({:.0} to {:.0}), {:.1} % of it, peak {} MB",
-        samples as f64 / seconds,
-        tokens as f64 / seconds,
-        times[times.len() / 2] * 1e3,
-        roofs[0],
-        roofs[roofs.len() - 1],
-        flop as f64 / seconds / roof / 1e7,
-        model::peak_resident_mb(),
-    );
-    let steps = args.steps as f64;
-    println!("| op | calls | ms | % | GFLOP/s | % of roof | GB/s |\n|---|---|---|---|---|---|---|");
-    let mut rows: Vec<_> = totals.into_iter().collect();
-    rows.sort_by_key(|(_, total)| std::cmp::Reverse(total.took));
-    let mut rest = seconds;
-    for (name, total) in rows {
-        let took = total.took.as_secs_f64();
-        rest -= took;
-        let rate = total.flop as f64 / took / 1e9;
-        println!(
-            "| {name} | {:.0} | {:.2} | {:.1} | {rate:.0} | {:.0} | {:.1} |",
-            total.calls as f64 / steps,
-            took / steps * 1e3,
-            100.0 * took / seconds,
-            100.0 * rate / roof,
-            total.bytes as f64 / took / 1e9,
-        );
+    let measured = Measured {
+        totals: profile::stop(),
+        times,
+        roofs,
+        samples,
+        tokens,
+    };
+    if args.json {
+        println!("{}", measured.json());
+    } else {
+        measured.print();
     }
-    println!(
-        "| rest | | {:.2} | {:.1} | | | |",
-        rest / steps * 1e3,
-        100.0 * rest / seconds
-    );
 }

@@ -11,6 +11,8 @@ pub enum Level {
     Avx512,
     /// … and products of bf16 pairs.
     Avx512Bf16,
+    /// … and tiles, with products of bf16 pairs (AMX), which the system lets this process use.
+    Amx,
 }
 
 /// A level that the CPU is known to have; the proof that kernels compiled for it may be called.
@@ -26,8 +28,8 @@ impl Cpu {
     /// Each level there is, lowest first.
     #[cfg(test)]
     pub fn each() -> impl Iterator<Item = Self> {
-        use Level::{Avx2, Avx512, Avx512Bf16, Portable};
-        [Portable, Avx2, Avx512, Avx512Bf16]
+        use Level::{Amx, Avx2, Avx512, Avx512Bf16, Portable};
+        [Portable, Avx2, Avx512, Avx512Bf16, Amx]
             .into_iter()
             .filter(|&level| level <= detect())
             .map(Self)
@@ -45,11 +47,60 @@ fn detect() -> Level {
         Level::Portable
     } else if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
         Level::Avx2
-    } else if has!("avx512bf16") {
-        Level::Avx512Bf16
-    } else {
+    } else if !has!("avx512bf16") {
         Level::Avx512
+    } else if tiles_may_be_used() {
+        Level::Amx
+    } else {
+        Level::Avx512Bf16
     }
+}
+
+/// Whether the CPU has tiles as the kernels know them, and the system saves them when it switches threads:
+/// Linux does so once a process has asked for it. Found out once, as both questions take long.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles_may_be_used() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    use std::sync::OnceLock;
+
+    use nix::libc::{SYS_arch_prctl, syscall};
+
+    /// Bits of leaf 7's EDX: AMX-BF16 and AMX-TILE.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    /// XCR0's bits of the tiles' shapes and of the tiles.
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    /// From the kernel's `asm/prctl.h`: ask for a part of the state; the tiles are number 18.
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const TILES: i64 = 18;
+
+    static USABLE: OnceLock<bool> = OnceLock::new();
+    *USABLE.get_or_init(|| {
+        if __cpuid(0).eax < 0x1D || __cpuid_count(7, 0).edx & FEATURES != FEATURES {
+            return false;
+        }
+        // Palette 1: bytes of all tiles and of each, bytes of a row, tiles, rows.
+        let palette = __cpuid_count(0x1D, 1);
+        let shapes = [palette.eax, palette.ebx, palette.ecx & 0xFFFF];
+        if shapes != [8192 | 1024 << 16, 64 | 8 << 16, 16] {
+            return false;
+        }
+        #[target_feature(enable = "xsave")]
+        fn enabled() -> u64 {
+            // SAFETY: register 0 always exists.
+            unsafe { _xgetbv(0) }
+        }
+        // SAFETY: a CPU with AVX-512 in use has XSAVE in use.
+        if unsafe { enabled() } & STATE != STATE {
+            return false;
+        }
+        // SAFETY: the call reads no memory; it only changes what the system saves for this process.
+        unsafe { syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILES) == 0 }
+    })
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles_may_be_used() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -93,7 +144,7 @@ macro_rules! multiversion {
                 }
                 match cpu.level() {
                     // SAFETY: `cpu` proves that the CPU has the features.
-                    Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Level::Avx2 => return unsafe { avx2($($arg),*) },
                     Level::Portable => {}
@@ -133,7 +184,7 @@ macro_rules! multiversion {
                 }
                 match cpu.level() {
                     // SAFETY: `cpu` proves that the CPU has the features.
-                    Level::Avx512Bf16 => return unsafe { avx512_bf16::<$($kind),*>($($arg),*) },
+                    Level::Avx512Bf16 | Level::Amx => return unsafe { avx512_bf16::<$($kind),*>($($arg),*) },
                     // SAFETY: as above.
                     Level::Avx512 => return unsafe { avx512::<$($kind),*>($($arg),*) },
                     // SAFETY: as above.

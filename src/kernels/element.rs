@@ -15,10 +15,8 @@ pub trait Element: WithDType + Send + Sync {
     /// The elements of a storage of this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 
-    /// `out` = pairs of bf16, one of each row, then zeros. Only for CPUs that multiply such pairs.
-    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]);
-    /// `out` = pairs of neighbours as bf16, then zeros. Only for CPUs that multiply such pairs.
-    fn pairs_along(numbers: &[Self], out: &mut [u32]);
+    /// Words of two bf16, those of `first` in the low halves.
+    fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]);
     /// Numbers that are pairs of neighbours as they lie.
     fn as_pairs(numbers: &[Self]) -> Option<&[u32]>;
     /// Numbers that are f32.
@@ -66,11 +64,9 @@ impl Element for f32 {
             _ => None,
         }
     }
-    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]) {
-        gemm::pairs_across(first, second, out);
-    }
-    fn pairs_along(numbers: &[Self], out: &mut [u32]) {
-        gemm::pairs_along(numbers, out);
+    #[inline(always)]
+    fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]) {
+        S::store_pairs(S::load(first), S::load(second), to);
     }
     fn as_pairs(_: &[Self]) -> Option<&[u32]> {
         None
@@ -97,11 +93,9 @@ impl Element for bf16 {
             _ => None,
         }
     }
-    fn pairs_across(first: &[Self], second: &[Self], out: &mut [u32]) {
-        gemm::bf16_pairs_across(first, second, out);
-    }
-    fn pairs_along(numbers: &[Self], out: &mut [u32]) {
-        gemm::bf16_pairs_along(numbers, out);
+    #[inline(always)]
+    fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]) {
+        S::zip_bf16(first, second, to);
     }
     fn as_pairs(numbers: &[Self]) -> Option<&[u32]> {
         gemm::as_pairs(numbers)

@@ -9,10 +9,15 @@ use super::linear::Precision;
 pub fn products(precision: Precision, rounds: u64) -> (u64, f32) {
     #[cfg(target_arch = "x86_64")]
     match (Cpu::best().level(), precision) {
+        (Level::Amx, Precision::Bf16) => {
+            return (super::gemm::tile_products(Cpu::best(), rounds), 0.0);
+        }
         // SAFETY: the CPU has the features, says its level.
         (Level::Avx512Bf16, Precision::Bf16) => return unsafe { x86::bf16_pairs(rounds) },
         // SAFETY: as above.
-        (Level::Avx512 | Level::Avx512Bf16, _) => return unsafe { x86::avx512(rounds) },
+        (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, _) => {
+            return unsafe { x86::avx512(rounds) };
+        }
         // SAFETY: as above.
         (Level::Avx2, _) => return unsafe { x86::avx2(rounds) },
         (Level::Portable, _) => {}

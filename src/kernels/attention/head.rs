@@ -171,7 +171,7 @@ impl Head<'_> {
         let rows = self.softmax_rows(&row_keys[..n]);
         let words = engine.words(stride);
         match engine.format() {
-            Format::Pairs => {
+            Format::Pairs | Format::Tiles => {
                 let left = buffer.words(n * words);
                 let (lse, shares) = (&mut lse[..n], &mut shares[..n]);
                 probabilities_as_pairs(engine.cpu(), rows, scores, as_bf16(left), lse, shares);
@@ -213,11 +213,17 @@ impl Head<'_> {
         let along = engine.words(stride);
         let columns = engine.words(n) * stride;
         match engine.format() {
-            Format::Pairs => {
+            Format::Pairs | Format::Tiles => {
+                // Nobody writes what tiles have behind the last pair of queries.
+                let [ds_columns, p_columns] = [&mut *ds_columns, &mut *p_columns].map(|buffer| {
+                    let words = buffer.words(columns);
+                    words[n.div_ceil(2) * stride..].fill(0);
+                    words
+                });
                 let out = GradientPairs {
                     ds: as_bf16(left.words(n * along)),
-                    ds_columns: ds_columns.words(columns),
-                    p_columns: p_columns.words(columns),
+                    ds_columns,
+                    p_columns,
                 };
                 gradients_as_pairs(cpu, rows, &lse, &deltas, p, ds, out);
             }
@@ -254,9 +260,10 @@ impl Head<'_> {
         self.queries.start + block.start..self.queries.start + block.end
     }
 
-    /// The length of a row of scores: the number of keys, padded with zeros to whole vectors.
+    /// The length of a row of scores: the number of keys, padded with zeros to whole vectors and words.
     fn stride(&self) -> usize {
-        self.keys.len().next_multiple_of(LANES)
+        let words = self.engine.words(self.keys.len());
+        self.engine.numbers(words).next_multiple_of(LANES)
     }
 
     fn row_keys(&self, block: &Range<usize>) -> [u64; BLOCK] {

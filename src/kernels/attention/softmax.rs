@@ -36,13 +36,13 @@ multiversion! {
             let (chunks, _) = row.as_chunks_mut::<LANES>();
             let mut most = S::splat(f32::NEG_INFINITY);
             for (i, chunk) in chunks.iter().enumerate() {
-                most = most.larger(S::load(chunk).first(keys - i * LANES, f32::NEG_INFINITY));
+                most = most.larger(S::load(chunk).first(keys.saturating_sub(i * LANES), f32::NEG_INFINITY));
             }
             let top = most.largest() * scale;
             let mut sums = S::splat(0.0);
             for (i, chunk) in chunks.iter_mut().enumerate() {
                 let e = exp(S::load(chunk).mul_add(S::splat(scale), S::splat(-top)));
-                let e = e.first(keys - i * LANES, 0.0);
+                let e = e.first(keys.saturating_sub(i * LANES), 0.0);
                 sums = sums.add(e);
                 e.store(chunk);
             }
@@ -85,7 +85,7 @@ multiversion! {
             let (s, _) = scores.as_chunks_mut::<LANES>();
             let (g, _) = gradients.as_chunks_mut::<LANES>();
             for (group, (s, g)) in s.chunks_mut(DRAWS).zip(g.chunks_mut(DRAWS)).enumerate() {
-                let rest = keys - group * GROUP;
+                let rest = keys.saturating_sub(group * GROUP);
                 let group = (!dropout.is_none()).then(|| dropout.group::<S>(key, group));
                 for (draw, (s, g)) in s.iter_mut().zip(g).enumerate() {
                     let p = exp(S::load(s).mul_add(S::splat(scale), lse));
@@ -96,8 +96,8 @@ multiversion! {
                         dp = dp.mul(factors);
                     }
                     let ds = p.mul(S::splat(scale)).mul(dp.sub(delta));
-                    ds.first(rest - draw * LANES, 0.0).store(g);
-                    dropped.first(rest - draw * LANES, 0.0).store(s);
+                    ds.first(rest.saturating_sub(draw * LANES), 0.0).store(g);
+                    dropped.first(rest.saturating_sub(draw * LANES), 0.0).store(s);
                 }
             }
         }
@@ -122,12 +122,12 @@ multiversion! {
             let (chunks, outs) = (row.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
             let mut most = S::splat(f32::NEG_INFINITY);
             for (i, chunk) in chunks.iter().enumerate() {
-                most = most.larger(S::load(chunk).first(keys - i * LANES, f32::NEG_INFINITY));
+                most = most.larger(S::load(chunk).first(keys.saturating_sub(i * LANES), f32::NEG_INFINITY));
             }
             let top = most.largest() * scale;
             let mut sums = S::splat(0.0);
             for (group, (chunks, outs)) in chunks.chunks(DRAWS).zip(outs.chunks_mut(DRAWS)).enumerate() {
-                let rest = keys - group * GROUP;
+                let rest = keys.saturating_sub(group * GROUP);
                 let group = if dropout.is_none() {
                     None
                 } else {
@@ -135,7 +135,7 @@ multiversion! {
                 };
                 for (draw, (chunk, out)) in chunks.iter().zip(outs).enumerate() {
                     let e = S::load(chunk).mul_add(S::splat(scale), S::splat(-top)).exp2();
-                    let e = e.first(rest - draw * LANES, 0.0);
+                    let e = e.first(rest.saturating_sub(draw * LANES), 0.0);
                     sums = sums.add(e);
                     match &group {
                         Some(group) => e.mul(group.factors(draw)).store_bf16(out),
@@ -191,7 +191,7 @@ fn of_row<S: Lanes>(
         dp = dp.mul(factors);
     }
     let ds = p.mul(S::splat(rows.scale)).mul(dp.sub(S::splat(row.delta)));
-    let rest = rows.keys - at;
+    let rest = rows.keys.saturating_sub(at);
     (dropped.first(rest, 0.0), ds.first(rest, 0.0))
 }
 

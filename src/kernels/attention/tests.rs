@@ -37,13 +37,6 @@ fn rounded(data: &[f32]) -> Vec<f32> {
     data.iter().map(round).collect()
 }
 
-fn engines() -> Vec<Engine> {
-    [Precision::F32, Precision::Bf16]
-        .into_iter()
-        .flat_map(|precision| Cpu::each().map(move |cpu| Engine::on(cpu, precision)))
-        .collect()
-}
-
 fn tolerance(engine: Engine) -> f64 {
     match engine.format() {
         super::super::gemm::Format::F32 => 1e-5,
@@ -210,7 +203,7 @@ impl Case {
 
     fn assert_matches_the_reference(&self) {
         let expected = self.reference();
-        for engine in engines() {
+        for engine in Engine::each() {
             let what = format!("{engine:?}");
             assert_near(&self.run(engine), &expected, tolerance(engine), &what);
         }
@@ -259,7 +252,7 @@ fn first_queries_give_the_bits_of_all_queries() {
         .iter()
         .flat_map(|row| all.q[row * 64..(row + 1) * 64].to_vec())
         .collect();
-    for engine in engines() {
+    for engine in Engine::each() {
         let (all, first) = (all.run(engine), first.run(engine));
         for (i, row) in [0, 20, 25].into_iter().enumerate() {
             assert_eq!(
@@ -303,7 +296,7 @@ fn finite_differences_agree_with_the_gradients() {
 #[test]
 fn threads_do_not_change_a_bit() {
     let case = Case::new(&[30, 7, 90, 1], 3, 32, Queries::All);
-    for engine in engines() {
+    for engine in Engine::each() {
         set_threads(1);
         let one = case.run(engine);
         set_threads(2);
@@ -321,7 +314,7 @@ fn a_sequence_does_not_depend_on_its_neighbours() {
     alone.k = many.k[rows.clone()].to_vec();
     alone.v = many.v[rows.clone()].to_vec();
     alone.dctx = many.dctx[rows.clone()].to_vec();
-    for engine in engines() {
+    for engine in Engine::each() {
         let (many, alone) = (many.run(engine), alone.run(engine));
         for i in [0, 2, 3, 4] {
             assert_eq!(many[i][rows.clone()], alone[i]);
@@ -333,7 +326,7 @@ fn a_sequence_does_not_depend_on_its_neighbours() {
 fn nan_stays_in_its_row_and_is_not_hidden() {
     let mut case = Case::new(&[5, 5], 1, 16, Queries::All);
     case.q[2 * 16] = f32::NAN;
-    for engine in engines() {
+    for engine in Engine::each() {
         let [ctx, lse, ..] = case.run(engine);
         assert!(lse[2].is_nan() && ctx[2 * 16..3 * 16].iter().all(|x| x.is_nan()));
         assert!(
@@ -367,7 +360,7 @@ fn sequences_that_do_not_cover_the_rows_are_errors() {
 /// close as the rounded context lets them be.
 #[test]
 fn tensors_of_bf16_give_what_their_numbers_give() {
-    for engine in engines() {
+    for engine in Engine::each() {
         for queries in [Queries::All, Queries::First] {
             let mut case = Case::new(&[70, 1, 33, 0, 16], 3, 32, queries);
             for numbers in [&mut case.q, &mut case.k, &mut case.v, &mut case.dctx] {

@@ -4,22 +4,24 @@
 //! in order; the left one is read where it lies. Both consist of 32-bit *words*: one f32, or two bf16
 //! neighbours along the depth, which the CPU multiplies and adds as a pair. So one driver serves both.
 //!
-//! An element of `out` is summed over the depth in order, from whatever it started with. Nothing else goes
-//! into it: neither the size of the tile it falls into, nor other rows, nor the number of threads.
+//! An element of `out` is summed over the depth in order, from whatever it started with; with tiles, sixteen
+//! words of depth at a time. Nothing else goes into it: neither the size of the tile it falls into, nor other
+//! rows, nor the number of threads.
 
 mod aligned;
+mod amx;
 mod panels;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 pub use aligned::{Aligned, as_bf16, as_pairs, as_words};
-pub use panels::{
-    Layout, Panels, bf16_pairs_across, bf16_pairs_along, convert_rows, pack_columns, pack_rows,
-    pairs_across, pairs_along, zip_rows,
-};
+#[cfg(target_arch = "x86_64")]
+pub use amx::products as tile_products;
+pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, turn, zip_rows};
 pub use tile::MAX_WIDTH;
 use tile::{MAX_ROWS, Tile, TileStart};
 
@@ -39,6 +41,15 @@ pub enum Format {
     Rounded,
     /// Two bf16, the first in the low half.
     Pairs,
+    /// As pairs, for products of tiles: depths are whole tiles, filled up with zeros.
+    Tiles,
+}
+
+impl Format {
+    /// Whether a word holds two bf16.
+    pub fn is_pairs(self) -> bool {
+        matches!(self, Self::Pairs | Self::Tiles)
+    }
 }
 
 /// A way to multiply that this CPU has.
@@ -58,10 +69,25 @@ impl Engine {
     pub fn on(cpu: Cpu, precision: Precision) -> Self {
         let format = match precision {
             Precision::F32 => Format::F32,
+            Precision::Bf16 if cpu.level() == Level::Amx => Format::Tiles,
             Precision::Bf16 if cpu.level() == Level::Avx512Bf16 => Format::Pairs,
             Precision::Bf16 => Format::Rounded,
         };
         Self { cpu, format }
+    }
+
+    /// Each that this CPU has, and tiles in software.
+    #[cfg(test)]
+    pub fn each() -> Vec<Self> {
+        let real = [Precision::F32, Precision::Bf16]
+            .into_iter()
+            .flat_map(|precision| Cpu::each().map(move |cpu| Self::on(cpu, precision)));
+        let modelled = Cpu::each().filter(|cpu| cpu.level() < Level::Amx);
+        let modelled = modelled.map(|cpu| Self {
+            cpu,
+            format: Format::Tiles,
+        });
+        real.chain(modelled).collect()
     }
 
     pub fn cpu(self) -> Cpu {
@@ -77,14 +103,20 @@ impl Engine {
         match self.format {
             Format::F32 | Format::Rounded => depth,
             Format::Pairs => depth.div_ceil(2),
+            Format::Tiles => depth.div_ceil(2).next_multiple_of(amx::STEP),
         }
+    }
+
+    /// Whether `depth` numbers fill their words.
+    pub fn is_whole(self, depth: usize) -> bool {
+        self.numbers(self.words(depth)) == depth
     }
 
     /// Numbers in `words` words.
     pub fn numbers(self, words: usize) -> usize {
         match self.format {
             Format::F32 | Format::Rounded => words,
-            Format::Pairs => 2 * words,
+            Format::Pairs | Format::Tiles => 2 * words,
         }
     }
 }
@@ -123,13 +155,13 @@ impl<'a> Left<'a> {
                     return Self::rows(as_words(numbers), stride);
                 }
             }
-            Format::Pairs if depth.is_multiple_of(2) && stride.is_multiple_of(2) => {
+            Format::Pairs | Format::Tiles if engine.is_whole(depth) && stride.is_multiple_of(2) => {
                 let whole = &from[..from.len() / 2 * 2];
                 if let Some(pairs) = T::as_pairs(whole) {
                     return Self::rows(pairs, stride / 2);
                 }
             }
-            Format::Pairs | Format::Rounded => {}
+            Format::Pairs | Format::Tiles | Format::Rounded => {}
         }
         let words = engine.words(depth);
         let converted = buffer.words(rows * words);
@@ -188,6 +220,13 @@ pub unsafe fn multiply(
     if let Start::Bias(bias) = start {
         assert!(bias.len() >= width, "the bias is too short");
     }
+    if engine.format == Format::Tiles && left.depth_stride != 1 {
+        return TURNED.with_borrow_mut(|turned| {
+            let left = turn(engine, left, rows, depth, turned);
+            // SAFETY: the caller's promise.
+            unsafe { multiply(engine, left, rows, right, panels, start, out, out_stride) };
+        });
+    }
     let mut from = 0;
     loop {
         let steps = DEPTH.min(depth - from);
@@ -215,6 +254,14 @@ pub unsafe fn multiply(
             break;
         }
     }
+    if engine.format == Format::Tiles {
+        amx::release(engine.cpu);
+    }
+}
+
+thread_local! {
+    /// A left factor's rows, where tiles would have to walk through its columns.
+    static TURNED: RefCell<Aligned> = const { RefCell::new(Aligned::new()) };
 }
 
 /// Rows of the left factor times one panel, over one part of the depth.
@@ -237,7 +284,7 @@ impl Block<'_> {
     unsafe fn run(&self) {
         let mut row = 0;
         while row < self.rows {
-            let rows = tile::rows(self.engine.cpu, self.rows - row);
+            let rows = tile::rows(self.engine, self.rows - row);
             let out = self
                 .out
                 .wrapping_add(row * self.out_stride + self.columns.start);
@@ -377,37 +424,31 @@ mod tests {
 
     #[test]
     fn every_engine_agrees_with_a_triple_loop_at_odd_sizes() {
-        for precision in [Precision::F32, Precision::Bf16] {
-            for cpu in Cpu::each() {
-                let engine = Engine::on(cpu, precision);
-                for (rows, depth, n) in [
-                    (1, 1, 1),
-                    (7, 5, 3),
-                    (13, 33, 50),
-                    (9, 2051, 17),
-                    (30, 64, 96),
-                ] {
-                    let (left, right) = (noise(rows * depth, 1), noise(depth * n, 2));
-                    let out = product(engine, &left, &right, rows, n);
-                    for i in 0..rows {
-                        for j in 0..n {
-                            let expected: f64 = (0..depth)
-                                .map(|k| match precision {
-                                    Precision::F32 => {
-                                        f64::from(left[i * depth + k]) * f64::from(right[k * n + j])
-                                    }
-                                    Precision::Bf16 => {
-                                        f64::from(rounded(left[i * depth + k]))
-                                            * f64::from(rounded(right[k * n + j]))
-                                    }
-                                })
-                                .sum();
-                            let error = (f64::from(out[i * n + j]) - expected).abs();
-                            assert!(
-                                error < 2e-6 * (depth as f64).sqrt() + 1e-6,
-                                "{engine:?} {rows}x{depth}x{n}: {error}"
-                            );
-                        }
+        for engine in Engine::each() {
+            let factor = |x: f32| match engine.format() {
+                Format::F32 => f64::from(x),
+                _ => f64::from(rounded(x)),
+            };
+            for (rows, depth, n) in [
+                (1, 1, 1),
+                (7, 5, 3),
+                (13, 33, 50),
+                (9, 2051, 17),
+                (30, 64, 96),
+                (53, 66, 80),
+            ] {
+                let (left, right) = (noise(rows * depth, 1), noise(depth * n, 2));
+                let out = product(engine, &left, &right, rows, n);
+                for i in 0..rows {
+                    for j in 0..n {
+                        let expected: f64 = (0..depth)
+                            .map(|k| factor(left[i * depth + k]) * factor(right[k * n + j]))
+                            .sum();
+                        let error = (f64::from(out[i * n + j]) - expected).abs();
+                        assert!(
+                            error < 2e-6 * (depth as f64).sqrt() + 1e-6,
+                            "{engine:?} {rows}x{depth}x{n}: {error}"
+                        );
                     }
                 }
             }
@@ -418,8 +459,7 @@ mod tests {
     fn a_row_does_not_depend_on_the_others() {
         let (depth, n) = (70, 56);
         let (left, right) = (noise(29 * depth, 3), noise(depth * n, 4));
-        for cpu in Cpu::each() {
-            let engine = Engine::on(cpu, Precision::Bf16);
+        for engine in Engine::each() {
             let all = product(engine, &left, &right, 29, n);
             for row in 0..29 {
                 let alone = product(engine, &left[row * depth..(row + 1) * depth], &right, 1, n);

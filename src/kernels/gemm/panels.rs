@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::aligned::as_numbers;
+use super::aligned::{Aligned, as_bf16, as_numbers};
 use super::tile::MAX_WIDTH;
-use super::{Engine, Format};
+use super::{Engine, Format, Left};
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::{LANES, Lanes};
@@ -134,10 +134,10 @@ multiversion! {
         out: &mut [u32],
     ) {
         for (step, line) in out.chunks_exact_mut(padded).enumerate() {
-            if format == Format::Pairs {
+            if format.is_pairs() {
                 let first = row_of(from, stride, rows, columns, 2 * step);
                 let second = row_of(from, stride, rows, columns, 2 * step + 1);
-                T::pairs_across(first, second, line);
+                pairs_across::<S, T>(first, second, line);
             } else {
                 words_of::<S, T>(format, row_of(from, stride, rows, columns, step), line);
             }
@@ -160,8 +160,7 @@ fn row_of<T>(from: &[T], stride: usize, rows: usize, columns: usize, row: usize)
 fn words_of<S: Lanes, T: Element>(format: Format, numbers: &[T], out: &mut [u32]) {
     let out = as_numbers(out);
     for (i, out) in out.chunks_mut(LANES).enumerate() {
-        let numbers = numbers.get(i * LANES..).unwrap_or_default();
-        T::load_part::<S>(numbers).store_part(out);
+        T::load_part::<S>(part(numbers, i * LANES)).store_part(out);
     }
     if format == Format::Rounded {
         for x in out {
@@ -170,44 +169,47 @@ fn words_of<S: Lanes, T: Element>(format: Format, numbers: &[T], out: &mut [u32]
     }
 }
 
-/// Defines functions that only engines on CPUs with bf16 call.
-macro_rules! with_bf16 {
-    ($($(#[$meta:meta])* $name:ident($($arg:ident: $ty:ty),*);)*) => {$(
-        $(#[$meta])*
-        pub fn $name($($arg: $ty),*) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: only engines on CPUs with bf16 have pairs.
-            unsafe {
-                super::x86::$name($($arg),*);
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            {
-                $(let _ = $arg;)*
-                unreachable!("no engine here has pairs");
-            }
+/// `out` = pairs of bf16, one of each row, then zeros.
+#[inline(always)]
+fn pairs_across<S: Lanes, T: Element>(first: &[T], second: &[T], out: &mut [u32]) {
+    for (i, out) in out.chunks_mut(LANES).enumerate() {
+        let [first, second] = [part(first, i * LANES), part(second, i * LANES)];
+        if let (Some(first), Some(second), Some(out)) = (
+            first.first_chunk(),
+            second.first_chunk(),
+            out.first_chunk_mut(),
+        ) {
+            T::zip::<S>(first, second, out);
+        } else {
+            let mut words = [0; LANES];
+            T::zip::<S>(&filled(first), &filled(second), &mut words);
+            out.copy_from_slice(&words[..out.len()]);
         }
-    )*};
-}
-
-with_bf16! {
-    /// `out` = pairs across two rows, then zeros.
-    pairs_across(first: &[f32], second: &[f32], out: &mut [u32]);
-    /// `out` = pairs of neighbours within a row, then zeros.
-    pairs_along(numbers: &[f32], out: &mut [u32]);
-    /// [`pairs_across`] of numbers that are bf16 already.
-    bf16_pairs_across(first: &[bf16], second: &[bf16], out: &mut [u32]);
-}
-
-/// [`pairs_along`] of numbers that are bf16 already.
-pub fn bf16_pairs_along(numbers: &[bf16], out: &mut [u32]) {
-    let mut pairs = numbers.chunks(2);
-    for word in out {
-        *word = match pairs.next() {
-            Some([low, high]) => u32::from(low.to_bits()) | (u32::from(high.to_bits()) << 16),
-            Some([low]) => u32::from(low.to_bits()),
-            _ => 0,
-        };
     }
+}
+
+/// `out` = pairs of neighbours as bf16, then zeros.
+#[inline(always)]
+fn pairs_along<S: Lanes, T: Element>(numbers: &[T], out: &mut [u32]) {
+    for (i, out) in as_bf16(out).chunks_mut(LANES).enumerate() {
+        bf16::store_part(T::load_part::<S>(part(numbers, i * LANES)), out);
+    }
+}
+
+/// The numbers from `at` on; none if there are not so many.
+#[inline(always)]
+fn part<T>(numbers: &[T], at: usize) -> &[T] {
+    numbers.get(at..).unwrap_or_default()
+}
+
+/// Up to sixteen numbers, then zeros.
+#[inline(always)]
+fn filled<T: Element>(numbers: &[T]) -> [T; LANES] {
+    let mut filled = [T::ZERO; LANES];
+    for (to, from) in filled.iter_mut().zip(numbers) {
+        *to = *from;
+    }
+    filled
 }
 
 /// Turns rows of `depth` numbers, `stride` apart, into rows of words for the left factor, without a gap:
@@ -246,8 +248,8 @@ multiversion! {
     ) {
         for (row, out) in out.chunks_exact_mut(words).enumerate() {
             let from = &from[row * stride..][..depth];
-            if format == Format::Pairs {
-                T::pairs_along(from, out);
+            if format.is_pairs() {
+                pairs_along::<S, T>(from, out);
             } else {
                 words_of::<S, T>(format, from, out);
             }
@@ -308,8 +310,8 @@ multiversion! {
     ) {
         for (i, line) in block.0.iter_mut().enumerate() {
             let from = row_of(from, stride, rows, depth, i);
-            if format == Format::Pairs {
-                T::pairs_along(from, line);
+            if format.is_pairs() {
+                pairs_along::<S, T>(from, line);
             } else {
                 words_of::<S, T>(format, from, line);
             }
@@ -339,6 +341,37 @@ impl Square {
     }
 }
 
+/// A left factor that is read along its columns, with each row's words side by side.
+///
+/// # Panics
+/// If it is too short.
+pub fn turn<'a>(
+    engine: Engine,
+    left: Left<'_>,
+    rows: usize,
+    depth: usize,
+    buffer: &'a mut Aligned,
+) -> Left<'a> {
+    assert!(left.row_stride == 1);
+    let out = buffer.words(rows * depth);
+    let mut block = Square([[0; LANES]; LANES]);
+    for step in (0..depth).step_by(LANES) {
+        let steps = (depth - step).min(LANES);
+        for row in (0..rows).step_by(LANES) {
+            let count = (rows - row).min(LANES);
+            for (i, line) in block.0.iter_mut().enumerate().take(steps) {
+                let from = &left.words[(step + i) * left.depth_stride + row..];
+                line[..count].copy_from_slice(&from[..count]);
+            }
+            block.transpose(engine);
+            for (i, line) in block.0.iter().enumerate().take(count) {
+                out[(row + i) * depth + step..][..steps].copy_from_slice(&line[..steps]);
+            }
+        }
+    }
+    Left::rows(out, depth)
+}
+
 /// Turns `rows` rows of `columns` numbers, `stride` apart, into the left factor of a product over the
 /// rows: `out[engine.words(rows)][columns]`, to be read with [`super::Left::columns`].
 pub fn zip_rows<T: Element>(
@@ -356,8 +389,6 @@ pub fn zip_rows<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::cpu::Cpu;
-    use crate::kernels::linear::Precision;
 
     #[test]
     fn rounding_is_that_of_half() {
@@ -381,31 +412,34 @@ mod tests {
             .map(|i| bf16::from_f32(1.0 / (i as f32 - 700.5)))
             .collect();
         let long: Vec<f32> = short.iter().map(|x| x.to_f32()).collect();
-        for cpu in Cpu::each() {
-            for precision in [Precision::F32, Precision::Bf16] {
-                let engine = Engine::on(cpu, precision);
-                for (columns, padded) in [(53, 64), (48, 48), (7, 16)] {
-                    let mut down = [vec![7; 37 * 64], vec![7; 37 * 64]];
-                    let mut along = [vec![7; 53 * 64], vec![7; 53 * 64]];
-                    let mut left = [vec![7; 37 * 53], vec![7; 37 * 53]];
-                    pack_rows(engine, &long, width, rows, columns, padded, &mut down[0]);
-                    pack_rows(engine, &short, width, rows, columns, padded, &mut down[1]);
-                    let count = columns.min(rows);
-                    pack_columns(engine, &long, width, count, width, padded, &mut along[0]);
-                    pack_columns(engine, &short, width, count, width, padded, &mut along[1]);
-                    convert_rows(engine, &long, width, rows, columns, &mut left[0]);
-                    convert_rows(engine, &short, width, rows, columns, &mut left[1]);
-                    for [of_long, of_short] in [down, along, left] {
-                        assert_eq!(of_long, of_short, "{engine:?} {columns}");
-                    }
+        for engine in Engine::each() {
+            for (columns, padded) in [(53, 64), (48, 48), (7, 16)] {
+                let mut down = [vec![7; 37 * 64], vec![7; 37 * 64]];
+                let mut along = [vec![7; 53 * 64], vec![7; 53 * 64]];
+                let mut left = [vec![7; 37 * 53], vec![7; 37 * 53]];
+                pack_rows(engine, &long, width, rows, columns, padded, &mut down[0]);
+                pack_rows(engine, &short, width, rows, columns, padded, &mut down[1]);
+                let count = columns.min(rows);
+                pack_columns(engine, &long, width, count, width, padded, &mut along[0]);
+                pack_columns(engine, &short, width, count, width, padded, &mut along[1]);
+                convert_rows(engine, &long, width, rows, columns, &mut left[0]);
+                convert_rows(engine, &short, width, rows, columns, &mut left[1]);
+                for [of_long, of_short] in [down, along, left] {
+                    assert_eq!(of_long, of_short, "{engine:?} {columns}");
                 }
             }
         }
         assert_eq!(super::super::as_pairs(&short[1..]), None);
         let pairs = super::super::as_pairs(&short[..10]).unwrap();
-        let mut words = [7; 6];
-        bf16_pairs_along(&short[..10], &mut words);
-        assert_eq!((pairs, words[5]), (&words[..5], 0));
+        for engine in Engine::each() {
+            if !engine.format().is_pairs() {
+                continue;
+            }
+            let mut out = vec![7; engine.words(10)];
+            convert_rows(engine, &short[..10], 10, 1, 10, &mut out);
+            assert_eq!(&out[..5], pairs, "{engine:?}");
+            assert!(out[5..].iter().all(|&word| word == 0), "{engine:?}");
+        }
     }
 
     #[test]
@@ -415,54 +449,51 @@ mod tests {
         let turned: Vec<f32> = (0..depth * width)
             .map(|i| from[(i % depth) * width + i / depth])
             .collect();
-        for cpu in Cpu::each() {
-            for precision in [Precision::F32, Precision::Bf16] {
-                let engine = Engine::on(cpu, precision);
-                let layout = Layout::new(engine.words(depth), width);
-                let (mut down, mut along) = (vec![7; layout.len()], vec![7; layout.len()]);
-                for p in 0..layout.panels() {
-                    let (columns, padded, range) =
-                        (layout.columns(p), layout.padded(p), layout.range(p));
-                    let (n, first) = (columns.len(), columns.start);
-                    pack_rows(
-                        engine,
-                        &from[first..],
-                        width,
-                        depth,
-                        n,
-                        padded,
-                        &mut down[range.clone()],
-                    );
-                    pack_columns(
-                        engine,
-                        &turned[first * depth..],
-                        depth,
-                        n,
-                        depth,
-                        padded,
-                        &mut along[range],
-                    );
+        for engine in Engine::each() {
+            let layout = Layout::new(engine.words(depth), width);
+            let (mut down, mut along) = (vec![7; layout.len()], vec![7; layout.len()]);
+            for p in 0..layout.panels() {
+                let (columns, padded, range) =
+                    (layout.columns(p), layout.padded(p), layout.range(p));
+                let (n, first) = (columns.len(), columns.start);
+                pack_rows(
+                    engine,
+                    &from[first..],
+                    width,
+                    depth,
+                    n,
+                    padded,
+                    &mut down[range.clone()],
+                );
+                pack_columns(
+                    engine,
+                    &turned[first * depth..],
+                    depth,
+                    n,
+                    depth,
+                    padded,
+                    &mut along[range],
+                );
+            }
+            assert_eq!(down, along, "{engine:?}");
+            let at = |d: usize, j: usize| {
+                if d < depth && j < width {
+                    from[d * width + j]
+                } else {
+                    0.0
                 }
-                assert_eq!(down, along, "{engine:?}");
-                let at = |d: usize, j: usize| {
-                    if d < depth && j < width {
-                        from[d * width + j]
-                    } else {
-                        0.0
+            };
+            for (p, d, j) in [(0, 0, 0), (0, 5, 31), (1, 18, 20), (1, 18, 21), (1, 2, 31)] {
+                let word = down[layout.range(p).start + d * layout.padded(p) + j];
+                let column = layout.columns(p).start + j;
+                let expected = match engine.format() {
+                    Format::F32 => at(d, column).to_bits(),
+                    Format::Rounded => upper(at(d, column)),
+                    Format::Pairs | Format::Tiles => {
+                        (upper(at(2 * d, column)) >> 16) | upper(at(2 * d + 1, column))
                     }
                 };
-                for (p, d, j) in [(0, 0, 0), (0, 5, 31), (1, 18, 20), (1, 18, 21), (1, 2, 31)] {
-                    let word = down[layout.range(p).start + d * layout.padded(p) + j];
-                    let column = layout.columns(p).start + j;
-                    let expected = match engine.format() {
-                        Format::F32 => at(d, column).to_bits(),
-                        Format::Rounded => upper(at(d, column)),
-                        Format::Pairs => {
-                            (upper(at(2 * d, column)) >> 16) | upper(at(2 * d + 1, column))
-                        }
-                    };
-                    assert_eq!(word, expected, "{engine:?} {p} {d} {j}");
-                }
+                assert_eq!(word, expected, "{engine:?} {p} {d} {j}");
             }
         }
     }

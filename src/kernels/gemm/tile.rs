@@ -1,10 +1,10 @@
 //! One tile: a few rows times one panel, with the accumulators in registers.
 
-use super::{Engine, Format};
-use crate::kernels::cpu::{Cpu, Level};
+use super::{Engine, Format, amx};
+use crate::kernels::cpu::Level;
 
 /// The most rows and columns a tile has.
-pub const MAX_ROWS: usize = 8;
+pub const MAX_ROWS: usize = amx::MAX_ROWS;
 pub const MAX_WIDTH: usize = 48;
 
 /// The arguments of a microkernel. `right` is a panel: `right_stride` words for each step of the depth.
@@ -29,9 +29,12 @@ pub enum TileStart {
 }
 
 /// How many of `left` rows the next tile takes.
-pub fn rows(cpu: Cpu, left: usize) -> usize {
-    let most = match cpu.level() {
-        Level::Avx512 | Level::Avx512Bf16 => 8,
+pub fn rows(engine: Engine, left: usize) -> usize {
+    if engine.format == Format::Tiles {
+        return amx::rows(left);
+    }
+    let most = match engine.cpu.level() {
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => 8,
         Level::Avx2 => 6,
         Level::Portable => 4,
     };
@@ -47,16 +50,20 @@ impl Tile {
     /// # Safety
     /// All pointers must be valid: `left` for `rows` × depth words at its strides, `right` for
     /// depth × `right_stride` words, `out` for `rows` × `width` elements, the bias for `width`.
-    /// `rows` must come from [`rows`], and `width` be 16, 32 or 48.
+    /// `rows` must come from [`rows`], and `width` be 16, 32 or 48. With the format `Tiles`, the depth is
+    /// whole steps and `depth_stride` 1, and [`amx::release`] must follow.
     pub unsafe fn run(&self, engine: Engine, rows: usize, width: usize) {
-        // SAFETY: the caller's promise; an engine proves that the CPU has its level, and has the format
-        // `Pairs` only at the level with bf16 products.
+        // SAFETY: the caller's promise; an engine proves that the CPU has its level, and has the formats
+        // `Pairs` and `Tiles` only at levels with such products.
         unsafe {
             match (engine.cpu.level(), engine.format) {
+                (_, Format::Tiles) => amx::run(engine.cpu, self, rows, width),
                 #[cfg(target_arch = "x86_64")]
                 (_, Format::Pairs) => super::x86::pairs(self, rows, width),
                 #[cfg(target_arch = "x86_64")]
-                (Level::Avx512 | Level::Avx512Bf16, _) => super::x86::avx512(self, rows, width),
+                (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, _) => {
+                    super::x86::avx512(self, rows, width);
+                }
                 #[cfg(target_arch = "x86_64")]
                 (Level::Avx2, _) => super::x86::avx2(self, rows, width),
                 _ => match rows {

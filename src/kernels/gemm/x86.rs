@@ -4,15 +4,11 @@
 use std::arch::x86_64::{
     __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_load_ss, _mm_prefetch,
     _mm256_broadcastss_ps, _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_maskz_loadu_epi16, _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
-
-use half::bf16;
 
 use super::tile::{Tile, TileStart};
 
@@ -244,101 +240,5 @@ pub fn transpose(square: &mut [[u32; 16]; 16]) {
     for (r, row) in r.iter().zip(square) {
         // SAFETY: a row is 16 words.
         unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *r) };
-    }
-}
-
-/// Fills `out` with pairs of bf16, the first of `first`, the second of `second`; zeros where these end.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub fn pairs_across(first: &[f32], second: &[f32], out: &mut [u32]) {
-    /// Lane 2 i from place i, lane 2 i + 1 from place 16 + i.
-    const INTERLEAVE: [i16; 32] = {
-        let mut places = [0; 32];
-        let mut i = 0;
-        while i < 16 {
-            places[2 * i] = i as i16;
-            places[2 * i + 1] = 16 + i as i16;
-            i += 1;
-        }
-        places
-    };
-    // SAFETY: it is 32 numbers of 16 bits.
-    let interleave = unsafe { _mm512_loadu_si512(INTERLEAVE.as_ptr().cast()) };
-    for (i, out) in out.chunks_mut(16).enumerate() {
-        let rest = |row: &[f32]| load_part(row.get(16 * i..).unwrap_or_default());
-        let bf16 = _mm512_cvtne2ps_pbh(rest(second), rest(first));
-        // SAFETY: both are 64 bytes without a forbidden value.
-        let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(bf16) };
-        store_part(_mm512_permutexvar_epi16(interleave, words), out);
-    }
-}
-
-/// Fills `out` with pairs, the first of `first`, the second of `second`; zeros where these end.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn bf16_pairs_across(first: &[bf16], second: &[bf16], out: &mut [u32]) {
-    for (i, out) in out.chunks_mut(16).enumerate() {
-        let words = |row: &[bf16]| {
-            let rest = row.get(16 * i..).unwrap_or_default();
-            if rest.is_empty() {
-                // Its pointer leads nowhere, and masking off a fault takes the CPU very long.
-                return _mm512_setzero_si512();
-            }
-            let start = rest.as_ptr().cast();
-            // SAFETY: sixteen are there, or the mask leaves out what is beyond the slice; a bf16 is 16 bits.
-            // (A full mask compiles to a plain load, which is faster.)
-            let short = unsafe {
-                if rest.len() >= 16 {
-                    _mm256_maskz_loadu_epi16(FULL, start)
-                } else {
-                    _mm256_maskz_loadu_epi16((1 << rest.len()) - 1, start)
-                }
-            };
-            _mm512_cvtepu16_epi32(short)
-        };
-        let (low, high) = (words(first), words(second));
-        store_part(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)), out);
-    }
-}
-
-/// Fills `out` with pairs of neighbours as bf16; zeros where `numbers` ends.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub fn pairs_along(numbers: &[f32], out: &mut [u32]) {
-    for (i, out) in out.chunks_mut(16).enumerate() {
-        let rest = |start: usize| load_part(numbers.get(start..).unwrap_or_default());
-        let bf16 = _mm512_cvtne2ps_pbh(rest(32 * i + 16), rest(32 * i));
-        // SAFETY: both are 64 bytes without a forbidden value.
-        let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(bf16) };
-        store_part(words, out);
-    }
-}
-
-/// Up to sixteen numbers, then zeros. Masked accesses are slow, so whole vectors go without.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_part(from: &[f32]) -> __m512 {
-    if from.is_empty() {
-        // Its pointer leads nowhere, and masking off a fault takes the CPU very long.
-        return _mm512_setzero_ps();
-    }
-    // SAFETY: the mask leaves out what is beyond the slice.
-    unsafe {
-        if from.len() >= 16 {
-            _mm512_maskz_loadu_ps(FULL, from.as_ptr())
-        } else {
-            _mm512_maskz_loadu_ps((1 << from.len()) - 1, from.as_ptr())
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store_part(words: __m512i, to: &mut [u32]) {
-    let to_start = to.as_mut_ptr().cast();
-    // SAFETY: the mask leaves out what is beyond the slice.
-    unsafe {
-        if to.len() >= 16 {
-            _mm512_mask_storeu_epi32(to_start, FULL, words);
-        } else {
-            _mm512_mask_storeu_epi32(to_start, (1 << to.len()) - 1, words);
-        }
     }
 }

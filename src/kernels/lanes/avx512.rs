@@ -58,11 +58,28 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     }
     #[inline(always)]
     fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]) {
-        // SAFETY: see above.
+        // SAFETY: see above; both kinds of vector are 64 bytes without a forbidden value.
         unsafe {
-            let low = _mm512_cvtepu16_epi32(rounded::<BF16>(first.0));
-            let high = _mm512_cvtepu16_epi32(rounded::<BF16>(second.0));
-            let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            let words = if BF16 {
+                let both = _mm512_cvtne2ps_pbh(second.0, first.0);
+                let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                _mm512_permutexvar_epi16(interleaving(), both)
+            } else {
+                let low = _mm512_cvtepu16_epi32(rounded::<BF16>(first.0));
+                let high = _mm512_cvtepu16_epi32(rounded::<BF16>(second.0));
+                _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+            };
+            _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), FULL, words);
+        }
+    }
+    #[inline(always)]
+    fn zip_bf16(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [u32; LANES]) {
+        // SAFETY: see above; a bf16 is 16 bits.
+        unsafe {
+            let low = _mm256_maskz_loadu_epi16(FULL, first.as_ptr().cast());
+            let high = _mm256_maskz_loadu_epi16(FULL, second.as_ptr().cast());
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+            let words = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
             _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), FULL, words);
         }
     }
@@ -211,6 +228,26 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
             Self(_mm512_maskz_mov_ps(keep, _mm512_set1_ps(value)))
         }
     }
+}
+
+/// For a permutation that puts 16-bit lane 16 + i beside lane i.
+///
+/// # Safety
+/// The CPU must have avx512f.
+#[inline(always)]
+unsafe fn interleaving() -> __m512i {
+    const PLACES: [i16; 32] = {
+        let mut places = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            places[2 * i] = i as i16;
+            places[2 * i + 1] = 16 + i as i16;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: the caller's promise; it is 32 numbers of 16 bits.
+    unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) }
 }
 
 /// The nearest bf16, ties to even.

@@ -33,6 +33,13 @@ pub trait Lanes: Copy {
     fn store_bf16(self, to: &mut [bf16; LANES]);
     /// Words of two bf16, those of `first` in the low halves.
     fn store_pairs(first: Self, second: Self, to: &mut [u32; LANES]);
+    /// [`Self::store_pairs`] of numbers that are bf16 already.
+    #[inline(always)]
+    fn zip_bf16(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [u32; LANES]) {
+        for (to, (low, high)) in to.iter_mut().zip(first.iter().zip(second)) {
+            *to = u32::from(low.to_bits()) | (u32::from(high.to_bits()) << 16);
+        }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;

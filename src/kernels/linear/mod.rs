@@ -15,7 +15,7 @@ use crate::kernels::tensor::Tensor;
 use candle_core::{DType, Result, bail};
 
 use super::device::Device;
-use super::gemm::{Aligned, Engine, Format, Layout, pack_columns, pack_rows};
+use super::gemm::{Aligned, Engine, Layout, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::view::read;
@@ -33,14 +33,15 @@ pub enum Precision {
 impl Precision {
     /// Whether this CPU multiplies bf16 natively; elsewhere [`Self::Bf16`] is not faster than f32.
     pub fn native_bf16() -> bool {
-        Engine::best(Self::Bf16).format() == Format::Pairs
+        Engine::best(Self::Bf16).format().is_pairs()
     }
 
     /// What activations are kept as: bf16 only where products take it as it is.
     pub fn storage(self) -> DType {
-        match Engine::best(self).format() {
-            Format::Pairs => DType::BF16,
-            Format::F32 | Format::Rounded => DType::F32,
+        if Engine::best(self).format().is_pairs() {
+            DType::BF16
+        } else {
+            DType::F32
         }
     }
 }

@@ -7,7 +7,7 @@ use super::pieces::Piece;
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Format, Layout, Left, MAX_WIDTH, Panels, Start, convert_rows, multiply,
+    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, convert_rows, multiply,
     pack_rows,
 };
 use crate::kernels::lanes::LANES;
@@ -157,7 +157,7 @@ impl<'a> Lefts<'a> {
             // by word, which is slow for what is not in the cache yet.
             let copy = buffer.words(rows * words);
             match T::as_pairs(from) {
-                Some(pairs) if engine.format() == Format::Pairs && depth.is_multiple_of(2) => {
+                Some(pairs) if engine.format().is_pairs() && engine.is_whole(depth) => {
                     copy.copy_from_slice(pairs);
                 }
                 _ => convert_rows(engine, from, depth, rows, depth, copy),

@@ -4,7 +4,7 @@ use crate::kernels::device::Device;
 use super::backward_weight::backward_weight_on;
 use super::*;
 use crate::kernels::activation::Activation;
-use crate::kernels::cpu::Cpu;
+use crate::kernels::gemm::Format;
 use crate::kernels::pool::set_threads;
 use crate::kernels::view::write;
 
@@ -173,13 +173,6 @@ fn a_gpu_gives_what_triple_loops_give() {
     }
 }
 
-fn engines() -> Vec<Engine> {
-    [Precision::F32, Precision::Bf16]
-        .into_iter()
-        .flat_map(|precision| Cpu::each().map(move |cpu| Engine::on(cpu, precision)))
-        .collect()
-}
-
 fn assert_close(case: &Case) {
     for (i, (got, expected)) in case.run().iter().zip(case.reference()).enumerate() {
         assert_eq!(got.len(), expected.len());
@@ -192,7 +185,7 @@ fn assert_close(case: &Case) {
 
 #[test]
 fn results_and_gradients_match_triple_loops_on_every_engine() {
-    for engine in engines() {
+    for engine in Engine::each() {
         for dims in [
             [0, 8, 8],
             [1, 2, 16],
@@ -212,7 +205,7 @@ fn activations_of_bf16_give_what_their_numbers_give() {
         let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
         numbers.iter().map(round).collect::<Vec<_>>()
     };
-    for engine in engines() {
+    for engine in Engine::each() {
         for dims in [[0, 8, 8], [1, 2, 16], [37, 96, 50], [9, 67, 131]] {
             let mut case = Case::new(engine, dims);
             (case.x, case.dy) = (rounded(&case.x), rounded(&case.dy));
@@ -228,7 +221,7 @@ fn activations_of_bf16_give_what_their_numbers_give() {
 #[test]
 fn layers_computed_together_are_those_computed_alone() {
     let (t, n, k) = (37, 56, 72);
-    for engine in engines() {
+    for engine in Engine::each() {
         for dtype in [DType::F32, DType::BF16] {
             let typed = |seed, dims: &[usize]| {
                 let numbers = noise(dims.iter().product(), seed);
@@ -288,14 +281,14 @@ fn layers_computed_together_are_those_computed_alone() {
 
 #[test]
 fn many_rows_are_summed_in_parts() {
-    for engine in engines() {
+    for engine in Engine::each() {
         assert_close(&Case::new(engine, [2500, 16, 8]));
     }
 }
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    for engine in engines() {
+    for engine in Engine::each() {
         for dims in [[3, 96, 64], [300, 56, 104]] {
             let case = Case::new(engine, dims);
             set_threads(1);
@@ -308,7 +301,7 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn a_row_does_not_depend_on_the_others() {
-    for engine in engines() {
+    for engine in Engine::each() {
         let all = Case::new(engine, [37, 56, 72]);
         let [y, dx, ..] = all.run();
         for row in [0, 8, 35, 36] {
@@ -344,7 +337,7 @@ fn a_changed_weight_counts_after_a_refresh() {
 
 #[test]
 fn nan_is_not_hidden() {
-    for engine in engines() {
+    for engine in Engine::each() {
         let mut case = Case::new(engine, [2, 16, 8]);
         case.x[3] = f32::NAN;
         let [y, _, dw, _] = case.run();
