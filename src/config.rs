@@ -46,6 +46,9 @@ pub struct AttemptSettings {
     /// A trainer reports at least this often
     #[arg(long, env = "CHANDLER_HEARTBEAT_MS", value_name = "MS", hide = true)]
     pub heartbeat_ms: Option<u64>,
+    /// A draining server kills trainers that have not saved and left by then
+    #[arg(long, env = "CHANDLER_STOP_GRACE_MS", value_name = "MS", hide = true)]
+    pub stop_grace_ms: Option<u64>,
 }
 
 impl Settings {
@@ -77,6 +80,7 @@ impl Settings {
             attempts: AttemptSettings {
                 lease_ms: self.attempts.lease_ms.or(other.attempts.lease_ms),
                 heartbeat_ms: self.attempts.heartbeat_ms.or(other.attempts.heartbeat_ms),
+                stop_grace_ms: self.attempts.stop_grace_ms.or(other.attempts.stop_grace_ms),
             },
         }
     }
@@ -141,6 +145,7 @@ impl AttemptConfig {
         Ok(Self {
             lease_ms,
             heartbeat_ms,
+            stop_grace_ms: settings.stop_grace_ms.unwrap_or(default.stop_grace_ms),
             ..default
         })
     }
@@ -240,9 +245,11 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             Config::new(Settings::from_file(&path).unwrap())
         };
-        let attempts = config("[attempts]\nlease_ms = 900\nheartbeat_ms = 300\n")
-            .unwrap()
-            .attempts;
+        let attempts =
+            config("[attempts]\nlease_ms = 900\nheartbeat_ms = 300\nstop_grace_ms = 7\n")
+                .unwrap()
+                .attempts;
+        assert_eq!(attempts.stop_grace_ms, 7);
         assert_eq!((attempts.lease_ms, attempts.heartbeat_ms), (900, 300));
         for text in ["lease_ms = 5999", "heartbeat_ms = 0", "heartbeat_ms = 3334"] {
             let error = config(&format!("[attempts]\n{text}\n")).unwrap_err();

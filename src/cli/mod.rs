@@ -2,6 +2,7 @@
 
 mod backup;
 mod demo;
+mod healthcheck;
 mod openapi;
 mod predict;
 mod serve;
@@ -34,6 +35,8 @@ enum Command {
     Backup(backup::Backup),
     /// Make a data directory from a backup, after checking every byte of it
     Restore(backup::Restore),
+    /// Ask a server whether it can do its work; the exit status is the answer
+    Healthcheck(healthcheck::Healthcheck),
     /// Print the OpenAPI document
     Openapi,
     /// Run one attempt at a job (started by the server)
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Predict(predict) => predict.run(),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
+        Command::Healthcheck(healthcheck) => healthcheck.run(),
         Command::Openapi => openapi::run(),
         Command::Train(train) => return train.run(),
     };

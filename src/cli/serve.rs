@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Settings};
 
@@ -33,9 +34,16 @@ impl Serve {
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let server = Server::start(&config).await?;
+            let mut stop = StopSignals::watch()?;
+            let server = tokio::select! {
+                server = Server::start(&config) => server?,
+                _ = stop.next() => {
+                    tracing::info!("stopped before it was ready");
+                    return Ok(());
+                }
+            };
             tracing::info!(address = %server.url(), data_dir = %config.data_dir.display(), "ready");
-            let signal = stop_signal().await?;
+            let signal = stop.next().await;
             if config.drain || signal == StopSignal::Interrupt {
                 server.drain().await;
             } else {
@@ -56,13 +64,31 @@ pub enum StopSignal {
     Interrupt,
 }
 
-/// Returns on SIGTERM or Ctrl-C.
-pub async fn stop_signal() -> std::io::Result<StopSignal> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = term.recv() => StopSignal::Terminate,
-        _ = interrupt.recv() => StopSignal::Interrupt,
-    })
+/// SIGTERM and Ctrl-C. Watched from before the server starts: in a container this process may be number 1,
+/// to which the kernel delivers no signal that it does not watch.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// From now on they end nothing by themselves.
+    ///
+    /// # Errors
+    /// If the system refuses, or outside a runtime.
+    pub fn watch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one of them.
+    pub async fn next(&mut self) -> StopSignal {
+        tokio::select! {
+            _ = self.terminate.recv() => StopSignal::Terminate,
+            _ = self.interrupt.recv() => StopSignal::Interrupt,
+        }
+    }
 }

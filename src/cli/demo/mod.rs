@@ -17,7 +17,7 @@ use crate::config::{Config, Settings};
 use crate::domain::JobError;
 use crate::hub::{Hub, HubEnv, HubOptions, ResolvedModel};
 
-use super::serve::stop_signal;
+use super::serve::StopSignals;
 use super::server::Server;
 use client::Client;
 
@@ -70,9 +70,10 @@ impl Demo {
         let server = self.start_server().await?;
         println!("server      {}", server.url());
         let client = Client::new(server.url());
+        let mut stop = StopSignals::watch()?;
         let ended = tokio::select! {
             ended = self.train(&client, model) => Some(ended),
-            _ = stop_signal() => None,
+            _ = stop.next() => None,
         };
         let code = match ended {
             Some(Ok((job, classes))) => {
@@ -80,7 +81,7 @@ impl Demo {
                 self.report(&client, &job, &classes, &server)?;
                 if !self.exit {
                     println!("\nstill serving on {} — Ctrl-C stops it", server.url());
-                    stop_signal().await?;
+                    stop.next().await;
                 }
                 code
             }
