@@ -28,8 +28,8 @@ fn one(bench: &mut Bench, dim: usize, length: usize, sequences: usize) {
     let keys = (0..rows).map(|row| token_key((row / length) as u64, (row % length) as u32));
     let keys: Vec<u64> = keys.collect();
     let attention = Attention {
-        cu_seqlens: &cu_seqlens,
-        token_keys: &keys,
+        cu_seqlens: (&cu_seqlens).into(),
+        token_keys: (&keys).into(),
         num_heads: HEADS,
         dropout: Dropout::new(0.1, 1, 1, 1),
         queries: Queries::All,

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use chandler::kernels::device::Device;
 use chandler::kernels::linear::Precision;
 use chandler::kernels::pool::{parallel_for, threads};
 use chandler::kernels::profile;
@@ -67,7 +68,7 @@ impl Bench {
         if !format!("{op} | {shape}").contains(&self.only) {
             return;
         }
-        let roof = roof::gflops(self.precision);
+        let roof = roof::gflops(&Device::Cpu, self.precision);
         let copy = self.copy();
         let (flop, bytes) = work(&mut call);
         let seconds = if self.processor_time {

@@ -50,12 +50,12 @@ fn norm(bench: &mut Bench, hidden: usize) {
     let residual = Residual {
         tensor: &residual,
         dropout,
-        keys: &keys,
+        keys: (&keys).into(),
     };
     let dropped = Dropped {
         d_x: &d_x,
         dropout,
-        keys: &keys,
+        keys: (&keys).into(),
     };
     let forward = || layer_norm::forward(&parameters, &x, Some(&residual), &saved, &out).unwrap();
     forward();
@@ -109,7 +109,12 @@ fn embedding(bench: &mut Bench, hidden: usize) {
     let ids = (0..rows as u64).map(|row| (row * row * 7919 % VOCABULARY as u64) as u32);
     let (ids, places): (Vec<u32>, Vec<u32>) = ids.zip((0..512).cycle()).unzip();
     bench.run("embedding", &shape, || {
-        gather_sum([&words, &positions], [&ids, &places], &out).unwrap();
+        gather_sum(
+            [&words, &positions],
+            [(&ids).into(), (&places).into()],
+            &out,
+        )
+        .unwrap();
     });
     let mut scatter = Scatter::default();
     bench.run("embedding backward", &shape, || {

@@ -1,6 +1,8 @@
 //! Tensors of random numbers.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
+use chandler::kernels::device::Device;
+use chandler::kernels::tensor::Tensor;
 
 /// Numbers in [-1, 1), the same ones every time.
 pub fn random(dims: &[usize], dtype: DType) -> Tensor {
@@ -12,8 +14,9 @@ pub fn random(dims: &[usize], dtype: DType) -> Tensor {
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     });
     let numbers: Vec<f32> = numbers.collect();
-    let tensor = Tensor::from_vec(numbers, dims, &Device::Cpu).expect("as many as the shape says");
-    tensor.to_dtype(dtype).expect("f32 and bf16 convert")
+    let tensor = candle_core::Tensor::from_vec(numbers, dims, &candle_core::Device::Cpu);
+    let tensor = tensor.expect("as many as the shape says");
+    tensor.to_dtype(dtype).expect("f32 and bf16 convert").into()
 }
 
 pub fn zeros(dims: &[usize], dtype: DType) -> Tensor {

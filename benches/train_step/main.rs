@@ -3,6 +3,8 @@
 //!
 //!     cargo bench --bench train_step -- --shape minilm --batch 32 --tokens 24 --spread 0.8
 //!
+//! With `--cuda` on the first GPU; the table by op is then that of launches, as work goes on behind them.
+//!
 //! Prints one line of totals and a table by op, or all of it as JSON. The roof is measured between the steps:
 //! on a shared machine it moves.
 
@@ -13,6 +15,7 @@ mod roof;
 use std::time::Instant;
 
 use chandler::heads::{LossOptions, SequenceClassifier};
+use chandler::kernels::device::{Compute, Device};
 use chandler::kernels::linear::Precision;
 use chandler::kernels::memory::HugePages;
 use chandler::kernels::{pool, profile};
@@ -31,6 +34,7 @@ struct Args {
     spread: f64,
     steps: usize,
     precision: Precision,
+    device: Device,
     threads: usize,
     evaluate: bool,
     json: bool,
@@ -45,6 +49,7 @@ impl Args {
             spread: 0.8,
             steps: 20,
             precision: Precision::Bf16,
+            device: Device::Cpu,
             threads: pool::threads(),
             evaluate: false,
             json: false,
@@ -63,6 +68,7 @@ impl Args {
                 "--spread" => args.spread = value().parse().expect("a number"),
                 "--steps" => args.steps = value().parse().expect("a number"),
                 "--threads" => args.threads = value().parse().expect("a number"),
+                "--cuda" => args.device = Device::first_gpu().expect("a GPU"),
                 "--f32" => args.precision = Precision::F32,
                 "--evaluate" => args.evaluate = true,
                 "--json" => args.json = true,
@@ -124,7 +130,11 @@ fn main() {
     pool::set_threads(args.threads);
     pool::flush_denormals();
     let folder = args.shape.folder();
-    let (model, _) = SequenceClassifier::load(folder.path(), 2, 1, args.precision).unwrap();
+    let compute = Compute {
+        device: args.device.clone(),
+        precision: args.precision,
+    };
+    let (model, _) = SequenceClassifier::load(folder.path(), 2, 1, &compute).unwrap();
     let options = AdamWOptions {
         beta1: 0.9,
         beta2: 0.999,
@@ -152,10 +162,14 @@ fn main() {
     profile::start();
     for step in 0..args.steps {
         if step % 4 == 0 {
-            roofs.push(roof::gflops(args.precision));
+            roofs.push(roof::gflops(&args.device, args.precision));
         }
         let started = Instant::now();
         let (rows, count) = one(step);
+        if let Some(gpu) = args.device.gpu() {
+            // The update is still under way.
+            gpu.synchronize().unwrap();
+        }
         times.push(started.elapsed().as_secs_f64());
         samples += rows;
         tokens += count;

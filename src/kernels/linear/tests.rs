@@ -4,6 +4,7 @@ use crate::kernels::device::Device;
 use super::backward_weight::backward_weight_on;
 use super::*;
 use crate::kernels::activation::Activation;
+use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::Format;
 use crate::kernels::pool::set_threads;
 use crate::kernels::view::write;
