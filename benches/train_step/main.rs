@@ -180,6 +180,10 @@ fn main() {
         roofs,
         samples,
         tokens,
+        device_memory_bytes: args.device.gpu().map(|gpu| {
+            let (free, all) = gpu.memory().unwrap();
+            all - free
+        }),
     };
     if args.json {
         println!("{}", measured.json());

@@ -17,6 +17,8 @@ pub struct Measured {
     pub roofs: Vec<f64>,
     pub samples: usize,
     pub tokens: usize,
+    /// Of the GPU, if there is one: bytes in use, by everybody.
+    pub device_memory_bytes: Option<usize>,
 }
 
 impl Measured {
@@ -50,6 +52,7 @@ impl Measured {
             "roof_gflops": middle(&self.roofs)[1],
             "share_of_roof": self.share_of_roof(),
             "peak_resident_mb": peak_resident_mb(),
+            "device_memory_bytes": self.device_memory_bytes,
             "ops": ops.collect::<serde_json::Map<_, _>>(),
         })
     }
