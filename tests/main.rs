@@ -6,6 +6,8 @@ mod bad_input;
 // A release build has no faults to test with.
 #[cfg(debug_assertions)]
 mod checkpoints;
+#[cfg(debug_assertions)]
+mod gpu;
 mod lanes;
 mod parity;
 mod support;

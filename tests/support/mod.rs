@@ -1,6 +1,7 @@
 //! A server in a process of its own with a data directory that goes away, and what tests ask of it.
 
 pub mod database;
+pub mod emulated_gpu;
 pub mod lane;
 pub mod raw_http;
 pub mod recorder;
