@@ -84,6 +84,30 @@ impl Dropout {
         }
     }
 
+    /// What decides; nothing if every element is kept. To be asked for once, for many rows.
+    #[inline(always)]
+    pub fn draws(&self) -> Option<Draws> {
+        (!self.is_none()).then_some(Draws {
+            keys: keys_of_rounds(self.key),
+            site: u64::from(self.site),
+            threshold: self.threshold,
+            scale: self.scale,
+        })
+    }
+}
+
+/// A dropout layer's decisions at one step, with the generator's key of each round.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    keys: Keys,
+    site: u64,
+    threshold: u32,
+    scale: f32,
+}
+
+type Keys = [[u64; 2]; ROUNDS];
+
+impl Draws {
     /// Decides on columns `group * GROUP ..` of a row.
     #[inline(always)]
     pub fn group<S: Lanes>(&self, token: u64, group: usize) -> Group<S> {
@@ -94,12 +118,12 @@ impl Dropout {
         let first = (group * LANES) as u32;
         let counter = [
             S::wide_count(first),
-            S::wide_splat(u64::from(self.site)),
+            S::wide_splat(self.site),
             S::wide_splat(token),
             S::wide_splat(token >> 32),
         ];
         Group {
-            words: lower_halves::<S>(philox::<S>(counter, self.key)),
+            words: lower_halves::<S>(philox::<S>(counter, &self.keys)),
             threshold: self.threshold,
             scale: self.scale,
         }
@@ -129,8 +153,9 @@ impl<S: Lanes> Group<S> {
 
 multiversion! {
     fn fill_factors<S: Lanes>(dropout: &Dropout, token: u64, out: &mut [f32]) {
+        let Some(draws) = dropout.draws() else { return };
         for (group, chunk) in out.chunks_mut(GROUP).enumerate() {
-            let group = dropout.group::<S>(token, group);
+            let group = draws.group::<S>(token, group);
             for (draw, part) in chunk.chunks_mut(LANES).enumerate() {
                 group.factors(draw).store_part(part);
             }
@@ -140,8 +165,9 @@ multiversion! {
 
 multiversion! {
     fn multiply_by_factors<S: Lanes>(dropout: &Dropout, token: u64, row: &mut [f32]) {
+        let Some(draws) = dropout.draws() else { return };
         for (group, chunk) in row.chunks_mut(GROUP).enumerate() {
-            let group = dropout.group::<S>(token, group);
+            let group = draws.group::<S>(token, group);
             for (draw, part) in chunk.chunks_mut(LANES).enumerate() {
                 S::load_part(part).mul(group.factors(draw)).store_part(part);
             }
@@ -159,19 +185,28 @@ pub fn attention_key(token: u64, head: u32) -> u64 {
     (token & 0x00FF_FFFF_FFFF_FFFF) | (u64::from(head) << 56)
 }
 
+#[inline(always)]
+fn keys_of_rounds(mut key: [u32; 2]) -> Keys {
+    let mut keys = [[0; 2]; ROUNDS];
+    for round in &mut keys {
+        *round = [u64::from(key[0]), u64::from(key[1])];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    keys
+}
+
 /// Sixteen counters at once; a word is the lower half of a wide lane, as vector units multiply these
 /// without moving them about.
 #[inline(always)]
-fn philox<S: Lanes>(counter: [S::Wide; 4], mut key: [u32; 2]) -> [S::Wide; 4] {
+fn philox<S: Lanes>(counter: [S::Wide; 4], keys: &Keys) -> [S::Wide; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
-    for _ in 0..ROUNDS {
+    for key in keys {
         let first = S::wide_mul(c0, MULTIPLIER[0]);
         let second = S::wide_mul(c2, MULTIPLIER[1]);
         c0 = S::wide_mix(second, c1, key[0]);
         c1 = second;
         c2 = S::wide_mix(first, c3, key[1]);
         c3 = first;
-        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     [c0, c1, c2, c3]
 }
@@ -196,7 +231,8 @@ mod tests {
     fn philox_gives_the_published_answers() {
         type Portable = crate::kernels::lanes::Portable;
         let answer = |counter: u64, key: u32| {
-            philox::<Portable>([[counter; LANES]; 4], [key; 2]).map(|words| words[3] & 0xFFFF_FFFF)
+            let keys = keys_of_rounds([key; 2]);
+            philox::<Portable>([[counter; LANES]; 4], &keys).map(|words| words[3] & 0xFFFF_FFFF)
         };
         let expected = [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8];
         assert_eq!(answer(0, 0), expected);

@@ -15,6 +15,8 @@ pub trait Element: WithDType + Send + Sync {
     /// The elements of a storage of this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 
+    /// As bf16, rounded to the nearest.
+    fn narrow<S: Lanes>(from: &[Self; LANES], to: &mut [bf16; LANES]);
     /// Words of two bf16, those of `first` in the low halves.
     fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]);
     /// Numbers that are pairs of neighbours as they lie.
@@ -65,6 +67,10 @@ impl Element for f32 {
         }
     }
     #[inline(always)]
+    fn narrow<S: Lanes>(from: &[Self; LANES], to: &mut [bf16; LANES]) {
+        S::load(from).store_bf16(to);
+    }
+    #[inline(always)]
     fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]) {
         S::store_pairs(S::load(first), S::load(second), to);
     }
@@ -92,6 +98,10 @@ impl Element for bf16 {
             CpuStorage::BF16(data) => Some(data),
             _ => None,
         }
+    }
+    #[inline(always)]
+    fn narrow<S: Lanes>(from: &[Self; LANES], to: &mut [bf16; LANES]) {
+        *to = *from;
     }
     #[inline(always)]
     fn zip<S: Lanes>(first: &[Self; LANES], second: &[Self; LANES], to: &mut [u32; LANES]) {

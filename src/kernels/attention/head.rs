@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::softmax::{
-    GradientPairs, Rows, gradients, gradients_as_pairs, inner_products, probabilities,
-    probabilities_as_pairs, scale_row,
+    GradientPairs, HeadRows, Rows, gradients, gradients_as_pairs, inner_products, probabilities,
+    probabilities_as_pairs, write_rows,
 };
 use crate::kernels::dropout::{Dropout, attention_key};
 use crate::kernels::element::Element;
@@ -379,13 +379,13 @@ impl Head<'_> {
         out: &Disjoint<'_, T>,
         rows: &Range<usize>,
     ) {
-        let rows = rows.clone().zip(factors);
-        for (sums, (row, &factor)) in sums.chunks_exact(self.dim).zip(rows) {
-            let start = row * self.hidden + self.head * self.dim;
-            // SAFETY: a head owns its columns of its sequence's rows.
-            let out = unsafe { out.slice(start..start + self.dim) };
-            scale_row(self.engine.cpu(), sums, factor, out);
-        }
+        // A head owns its columns of its sequence's rows.
+        let place = HeadRows {
+            start: rows.start * self.hidden + self.head * self.dim,
+            stride: self.hidden,
+            dim: self.dim,
+        };
+        write_rows(self.engine.cpu(), sums, &factors[..rows.len()], out, place);
     }
 
     /// Zeros in its part of its queries' rows.

@@ -9,6 +9,7 @@ use crate::kernels::dropout::{Dropout, GROUP, Group};
 use crate::kernels::element::Element;
 use crate::kernels::exp::exp;
 use crate::kernels::lanes::{LANES, Lanes};
+use crate::kernels::pool::Disjoint;
 
 /// The rows of a block of queries: `stride` numbers each, a multiple of [`LANES`], of which the first
 /// `keys` count. The rest become zero.
@@ -31,6 +32,7 @@ multiversion! {
     /// of exponentials in `lse`.
     pub fn probabilities<S: Lanes>(rows: Rows<'_>, scores: &mut [f32], lse: &mut [f32]) {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
+        let draws = dropout.draws();
         let lse = lse.iter_mut().zip(row_keys);
         for (row, (lse, &key)) in scores.chunks_exact_mut(stride).zip(lse) {
             let (chunks, _) = row.as_chunks_mut::<LANES>();
@@ -49,17 +51,17 @@ multiversion! {
             let sum = sums.sum();
             *lse = top + sum.ln();
             let share = S::splat(1.0 / sum);
-            if dropout.is_none() {
-                for chunk in chunks.iter_mut() {
-                    S::load(chunk).mul(share).store(chunk);
-                }
-            } else {
+            if let Some(draws) = &draws {
                 for (group, chunks) in chunks.chunks_mut(DRAWS).enumerate() {
-                    let group = dropout.group::<S>(key, group);
+                    let group = draws.group::<S>(key, group);
                     for (draw, chunk) in chunks.iter_mut().enumerate() {
                         let share = share.mul(group.factors(draw));
                         S::load(chunk).mul(share).store(chunk);
                     }
+                }
+            } else {
+                for chunk in chunks.iter_mut() {
+                    S::load(chunk).mul(share).store(chunk);
                 }
             }
         }
@@ -78,6 +80,7 @@ multiversion! {
         gradients: &mut [f32],
     ) {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
+        let draws = dropout.draws();
         let blocks = scores.chunks_exact_mut(stride).zip(gradients.chunks_exact_mut(stride));
         let constants = row_keys.iter().zip(lse.iter().zip(deltas));
         for ((scores, gradients), (&key, (&lse, &delta))) in blocks.zip(constants) {
@@ -86,7 +89,10 @@ multiversion! {
             let (g, _) = gradients.as_chunks_mut::<LANES>();
             for (group, (s, g)) in s.chunks_mut(DRAWS).zip(g.chunks_mut(DRAWS)).enumerate() {
                 let rest = keys.saturating_sub(group * GROUP);
-                let group = (!dropout.is_none()).then(|| dropout.group::<S>(key, group));
+                let group = match &draws {
+                    Some(draws) => Some(draws.group::<S>(key, group)),
+                    None => None,
+                };
                 for (draw, (s, g)) in s.iter_mut().zip(g).enumerate() {
                     let p = exp(S::load(s).mul_add(S::splat(scale), lse));
                     let (mut dropped, mut dp) = (p, S::load(g));
@@ -115,6 +121,7 @@ multiversion! {
         shares: &mut [f32],
     ) {
         let Rows { stride, keys, scale, dropout, row_keys } = rows;
+        let draws = dropout.draws();
         let scale = scale * LOG2_E;
         let both = scores.chunks_exact(stride).zip(out.chunks_exact_mut(stride));
         let results = lse.iter_mut().zip(shares).zip(row_keys);
@@ -128,10 +135,9 @@ multiversion! {
             let mut sums = S::splat(0.0);
             for (group, (chunks, outs)) in chunks.chunks(DRAWS).zip(outs.chunks_mut(DRAWS)).enumerate() {
                 let rest = keys.saturating_sub(group * GROUP);
-                let group = if dropout.is_none() {
-                    None
-                } else {
-                    Some(dropout.group::<S>(key, group))
+                let group = match &draws {
+                    Some(draws) => Some(draws.group::<S>(key, group)),
+                    None => None,
                 };
                 for (draw, (chunk, out)) in chunks.iter().zip(outs).enumerate() {
                     let e = S::load(chunk).mul_add(S::splat(scale), S::splat(-top)).exp2();
@@ -206,16 +212,18 @@ multiversion! {
         out: GradientPairs<'_>,
     ) {
         let Rows { stride, dropout, row_keys, .. } = rows;
+        let draws = dropout.draws();
         let chunks = stride / LANES;
         for first in (0..row_keys.len()).step_by(2) {
             let last = (first + 1).min(row_keys.len() - 1);
             let pair = first / 2 * stride;
             for group in 0..chunks.div_ceil(DRAWS) {
-                let masks = if dropout.is_none() {
-                    [None, None]
-                } else {
-                    let [a, b] = [row_keys[first], row_keys[last]];
-                    [Some(dropout.group::<S>(a, group)), Some(dropout.group::<S>(b, group))]
+                let masks = match &draws {
+                    Some(draws) => {
+                        let [a, b] = [row_keys[first], row_keys[last]];
+                        [Some(draws.group::<S>(a, group)), Some(draws.group::<S>(b, group))]
+                    }
+                    None => [None, None],
                 };
                 for draw in 0..DRAWS.min(chunks - group * DRAWS) {
                     let at = group * GROUP + draw * LANES;
@@ -266,11 +274,32 @@ multiversion! {
     }
 }
 
+/// Where rows of one head lie in a packed tensor: `dim` columns, `stride` numbers apart.
+#[derive(Clone, Copy)]
+pub struct HeadRows {
+    /// Of the first row's first column.
+    pub start: usize,
+    pub stride: usize,
+    pub dim: usize,
+}
+
 multiversion! {
-    /// `to = factor * from`.
-    pub fn scale_row<S: Lanes, T: Element>(from: &[f32], factor: f32, to: &mut [T]) {
-        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
-            T::store_part(S::load_part(from).mul(S::splat(factor)), to);
+    /// Writes each row of `from`, which are `dim` numbers without a gap, times its factor. Nobody else may
+    /// hold these rows' columns.
+    pub fn write_rows<S: Lanes, T: Element>(
+        from: &[f32],
+        factors: &[f32],
+        to: &Disjoint<'_, T>,
+        place: HeadRows,
+    ) {
+        let HeadRows { start, stride, dim } = place;
+        for (row, (from, &factor)) in from.chunks_exact(dim).zip(factors).enumerate() {
+            let start = start + row * stride;
+            // SAFETY: the caller's promise.
+            let to = unsafe { to.slice(start..start + dim) };
+            for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
+                T::store_part(S::load_part(from).mul(S::splat(factor)), to);
+            }
         }
     }
 }

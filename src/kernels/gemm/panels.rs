@@ -192,7 +192,14 @@ fn pairs_across<S: Lanes, T: Element>(first: &[T], second: &[T], out: &mut [u32]
 #[inline(always)]
 fn pairs_along<S: Lanes, T: Element>(numbers: &[T], out: &mut [u32]) {
     for (i, out) in as_bf16(out).chunks_mut(LANES).enumerate() {
-        bf16::store_part(T::load_part::<S>(part(numbers, i * LANES)), out);
+        let from = part(numbers, i * LANES);
+        if let (Some(from), Some(out)) = (from.first_chunk(), out.first_chunk_mut()) {
+            T::narrow::<S>(from, out);
+        } else {
+            let mut words = [bf16::ZERO; LANES];
+            T::narrow::<S>(&filled(from), &mut words);
+            out.copy_from_slice(&words[..out.len()]);
+        }
     }
 }
 
@@ -268,52 +275,47 @@ pub fn pack_columns<T: Element>(
     padded: usize,
     out: &mut [u32],
 ) {
-    let words = engine.words(depth);
-    let mut block = Square([[0; LANES]; LANES]);
-    for column in (0..padded).step_by(LANES) {
-        for step in (0..words).step_by(LANES) {
-            let first = engine.numbers(step);
-            let rows = columns.saturating_sub(column).min(LANES);
-            let from = if rows > 0 {
-                &from[column * stride + first..]
-            } else {
-                &[]
-            };
-            let depth = (depth - first).min(engine.numbers(LANES));
-            gather(
-                engine.cpu(),
-                engine.format(),
-                from,
-                stride,
-                rows,
-                depth,
-                &mut block,
-            );
-            block.transpose(engine);
-            let steps = (words - step).min(LANES);
-            for (i, line) in block.0.iter().enumerate().take(steps) {
-                out[(step + i) * padded + column..][..LANES].copy_from_slice(line);
-            }
-        }
-    }
+    columns_to_panel(
+        engine.cpu(),
+        engine,
+        from,
+        stride,
+        columns,
+        depth,
+        padded,
+        out,
+    );
 }
 
 multiversion! {
-    /// The first words of up to 16 rows; zeros for the rest.
-    fn gather<S: Lanes, T: Element>(
-        format: Format,
+    fn columns_to_panel<S: Lanes, T: Element>(
+        engine: Engine,
         from: &[T],
         stride: usize,
-        rows: usize,
+        columns: usize,
         depth: usize,
-        block: &mut Square,
+        padded: usize,
+        out: &mut [u32],
     ) {
-        for (i, line) in block.0.iter_mut().enumerate() {
-            let from = row_of(from, stride, rows, depth, i);
-            if format.is_pairs() {
-                pairs_along::<S, T>(from, line);
-            } else {
-                words_of::<S, T>(format, from, line);
+        let (format, words) = (engine.format(), engine.words(depth));
+        let mut block = Square([[0; LANES]; LANES]);
+        for column in (0..padded).step_by(LANES) {
+            for step in (0..words).step_by(LANES) {
+                let first = engine.numbers(step);
+                let depth = (depth - first).min(engine.numbers(LANES));
+                for (i, line) in block.0.iter_mut().enumerate() {
+                    let from = row_of(part(from, first), stride, columns, depth, column + i);
+                    if format.is_pairs() {
+                        pairs_along::<S, T>(from, line);
+                    } else {
+                        words_of::<S, T>(format, from, line);
+                    }
+                }
+                S::transpose(&mut block.0);
+                let steps = (words - step).min(LANES);
+                for (i, line) in block.0.iter().enumerate().take(steps) {
+                    out[(step + i) * padded + column..][..LANES].copy_from_slice(line);
+                }
             }
         }
     }
@@ -321,25 +323,6 @@ multiversion! {
 
 #[repr(C, align(64))]
 struct Square([[u32; LANES]; LANES]);
-
-impl Square {
-    fn transpose(&mut self, engine: Engine) {
-        #[cfg(target_arch = "x86_64")]
-        if engine.cpu().level() >= crate::kernels::cpu::Level::Avx512 {
-            // SAFETY: the level proves avx512f.
-            unsafe { super::x86::transpose(&mut self.0) };
-            return;
-        }
-        let _ = engine;
-        for i in 0..LANES {
-            for j in 0..i {
-                let swapped = self.0[j][i];
-                self.0[j][i] = self.0[i][j];
-                self.0[i][j] = swapped;
-            }
-        }
-    }
-}
 
 /// A left factor that is read along its columns, with each row's words side by side.
 ///
@@ -354,22 +337,41 @@ pub fn turn<'a>(
 ) -> Left<'a> {
     assert!(left.row_stride == 1);
     let out = buffer.words(rows * depth);
-    let mut block = Square([[0; LANES]; LANES]);
-    for step in (0..depth).step_by(LANES) {
-        let steps = (depth - step).min(LANES);
-        for row in (0..rows).step_by(LANES) {
-            let count = (rows - row).min(LANES);
-            for (i, line) in block.0.iter_mut().enumerate().take(steps) {
-                let from = &left.words[(step + i) * left.depth_stride + row..];
-                line[..count].copy_from_slice(&from[..count]);
-            }
-            block.transpose(engine);
-            for (i, line) in block.0.iter().enumerate().take(count) {
-                out[(row + i) * depth + step..][..steps].copy_from_slice(&line[..steps]);
+    columns_to_rows(
+        engine.cpu(),
+        left.words,
+        left.depth_stride,
+        rows,
+        depth,
+        out,
+    );
+    Left::rows(out, depth)
+}
+
+multiversion! {
+    /// `out[rows][depth]`, word (row, depth) of which was `from[depth * stride + row]`.
+    fn columns_to_rows<S: Lanes>(
+        from: &[u32],
+        stride: usize,
+        rows: usize,
+        depth: usize,
+        out: &mut [u32],
+    ) {
+        let mut block = Square([[0; LANES]; LANES]);
+        for step in (0..depth).step_by(LANES) {
+            let steps = (depth - step).min(LANES);
+            for row in (0..rows).step_by(LANES) {
+                let count = (rows - row).min(LANES);
+                for (i, line) in block.0.iter_mut().enumerate().take(steps) {
+                    line[..count].copy_from_slice(&from[(step + i) * stride + row..][..count]);
+                }
+                S::transpose(&mut block.0);
+                for (i, line) in block.0.iter().enumerate().take(count) {
+                    out[(row + i) * depth + step..][..steps].copy_from_slice(&line[..steps]);
+                }
             }
         }
     }
-    Left::rows(out, depth)
 }
 
 /// Turns `rows` rows of `columns` numbers, `stride` apart, into the left factor of a product over the

@@ -2,12 +2,10 @@
 //! 3 vectors of 16), 12 of 16 with AVX2 (6 rows × 2 vectors of 8).
 
 use std::arch::x86_64::{
-    __m256, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_load_ss, _mm_prefetch,
-    _mm256_broadcastss_ps, _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-    _mm256_set1_epi32, _mm256_setzero_ps, _mm512_broadcastss_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256, __m512, __m512bh, _MM_HINT_T0, _mm_load_ss, _mm_prefetch, _mm256_broadcastss_ps,
+    _mm256_fmadd_ps, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_set1_epi32, _mm256_setzero_ps,
+    _mm512_broadcastss_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_setzero_ps,
 };
 
 use super::tile::{Tile, TileStart};
@@ -204,41 +202,5 @@ unsafe fn narrow<const ROWS: usize>(tile: &Tile, column: usize) {
             _mm256_maskstore_ps(out, full, sums[R][0]);
             _mm256_maskstore_ps(out.wrapping_add(8), full, sums[R][1]);
         });
-    }
-}
-
-/// Transposes 16 × 16 words in four rounds of exchanges between pairs of rows.
-#[target_feature(enable = "avx512f")]
-pub fn transpose(square: &mut [[u32; 16]; 16]) {
-    let mut r: [__m512i; 16] = [_mm512_setzero_si512(); 16];
-    for (r, row) in r.iter_mut().zip(square.iter()) {
-        // SAFETY: a row is 16 words.
-        *r = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
-    }
-    let mut t = r;
-    for i in 0..8 {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for i in 0..4 {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    // Each 128-bit lane of r[4 i + j] now holds rows 4 i .. 4 i + 4 of one column; gather the lanes.
-    for i in 0..4 {
-        t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
-        t[i + 4] = _mm512_shuffle_i32x4::<0xDD>(r[i], r[i + 4]);
-        t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
-        t[i + 12] = _mm512_shuffle_i32x4::<0xDD>(r[i + 8], r[i + 12]);
-    }
-    for i in 0..8 {
-        r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
-        r[i + 8] = _mm512_shuffle_i32x4::<0xDD>(t[i], t[i + 8]);
-    }
-    for (r, row) in r.iter().zip(square) {
-        // SAFETY: a row is 16 words.
-        unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *r) };
     }
 }

@@ -201,11 +201,11 @@ impl Lanes for Avx2 {
         a
     }
     #[inline(always)]
-    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u64) -> Self::Wide {
         for (a, b) in a.iter_mut().zip(b) {
             // SAFETY: see above.
             unsafe {
-                let mixed = _mm256_xor_si256(b, _mm256_set1_epi64x(i64::from(key)));
+                let mixed = _mm256_xor_si256(b, _mm256_set1_epi64x(key as i64));
                 *a = _mm256_xor_si256(_mm256_srli_epi64::<32>(*a), mixed);
             }
         }

@@ -24,6 +24,7 @@ const FULL: u16 = u16::MAX;
 // SAFETY of all blocks in this impl: the trait's users compile it only into functions for a CPU with these
 // features; pointers are those of the sixteen numbers' array.
 impl<const BF16: bool> Lanes for Avx512<BF16> {
+    /// Even lanes, then odd ones, so that their lower halves are joined by one instruction.
     type Wide = [__m512i; 2];
     type Bits = __m512i;
 
@@ -81,6 +82,42 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
             let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
             let words = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
             _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), FULL, words);
+        }
+    }
+    /// In four rounds of exchanges between pairs of rows.
+    #[inline(always)]
+    fn transpose(square: &mut [[u32; LANES]; LANES]) {
+        // SAFETY: see above; a row is 16 words.
+        unsafe {
+            let mut r: [__m512i; LANES] = [_mm512_setzero_si512(); LANES];
+            for (r, row) in r.iter_mut().zip(square.iter()) {
+                *r = _mm512_maskz_loadu_epi32(FULL, row.as_ptr().cast());
+            }
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+                r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+                r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+                r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+            }
+            // Each 128-bit lane of r[4 i + j] now holds rows 4 i .. 4 i + 4 of one column; gather the lanes.
+            for i in 0..4 {
+                t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
+                t[i + 4] = _mm512_shuffle_i32x4::<0xDD>(r[i], r[i + 4]);
+                t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
+                t[i + 12] = _mm512_shuffle_i32x4::<0xDD>(r[i + 8], r[i + 12]);
+            }
+            for i in 0..8 {
+                r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
+                r[i + 8] = _mm512_shuffle_i32x4::<0xDD>(t[i], t[i + 8]);
+            }
+            for (r, row) in r.iter().zip(square) {
+                _mm512_mask_storeu_epi32(row.as_mut_ptr().cast(), FULL, *r);
+            }
         }
     }
     #[inline(always)]
@@ -179,9 +216,9 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         // SAFETY: see above.
         unsafe {
             let first = _mm512_set1_epi64(i64::from(first));
-            let low = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-            let high = _mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15);
-            [_mm512_add_epi64(first, low), _mm512_add_epi64(first, high)]
+            let even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+            let odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+            [_mm512_add_epi64(first, even), _mm512_add_epi64(first, odd)]
         }
     }
     #[inline(always)]
@@ -196,12 +233,12 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u64) -> Self::Wide {
         /// The table of three inputs' exclusive or.
         const XOR: i32 = 0x96;
         // SAFETY: see above.
         unsafe {
-            let key = _mm512_set1_epi64(i64::from(key));
+            let key = _mm512_set1_epi64(key as i64);
             let [low, high] = [_mm512_srli_epi64::<32>(a[0]), _mm512_srli_epi64::<32>(a[1])];
             [
                 _mm512_ternarylogic_epi64::<XOR>(low, b[0], key),
@@ -212,10 +249,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     #[inline(always)]
     fn wide_lower(a: Self::Wide) -> Self::Bits {
         // SAFETY: see above.
-        unsafe {
-            let low = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(a[0]));
-            _mm512_inserti64x4::<1>(low, _mm512_cvtepi64_epi32(a[1]))
-        }
+        unsafe { _mm512_mask_shuffle_epi32::<0xA0>(a[0], 0xAAAA, a[1]) }
     }
     #[inline(always)]
     fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {

@@ -40,6 +40,17 @@ pub trait Lanes: Copy {
             *to = u32::from(low.to_bits()) | (u32::from(high.to_bits()) << 16);
         }
     }
+    /// Exchanges rows and columns of words.
+    #[inline(always)]
+    fn transpose(square: &mut [[u32; LANES]; LANES]) {
+        for i in 0..LANES {
+            for j in 0..i {
+                let swapped = square[j][i];
+                square[j][i] = square[i][j];
+                square[i][j] = swapped;
+            }
+        }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -76,7 +87,7 @@ pub trait Lanes: Copy {
     /// The lower halves times `factor`, in 64 bits.
     fn wide_mul(a: Self::Wide, factor: u32) -> Self::Wide;
     /// `(a >> 32) ^ b ^ key`.
-    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide;
+    fn wide_mix(a: Self::Wide, b: Self::Wide, key: u64) -> Self::Wide;
     /// The lower halves.
     fn wide_lower(a: Self::Wide) -> Self::Bits;
     /// `value` where 16 of a lane's bits are at least `threshold`, else 0; `upper` says which 16.
@@ -248,9 +259,9 @@ impl Lanes for Portable {
         a
     }
     #[inline(always)]
-    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u32) -> Self::Wide {
+    fn wide_mix(mut a: Self::Wide, b: Self::Wide, key: u64) -> Self::Wide {
         for (a, b) in a.iter_mut().zip(b) {
-            *a = (*a >> 32) ^ b ^ u64::from(key);
+            *a = (*a >> 32) ^ b ^ key;
         }
         a
     }
