@@ -102,13 +102,13 @@ impl Learner {
         parameters.zero_grad().unwrap();
         let loss = self
             .model
-            .forward_backward(&input, &batch.labels, dropout, &options)
+            .start_forward_backward(&input, &batch.labels, dropout, &options)
             .unwrap();
         let norm = optim::global_grad_norm(self.model.parameters()).unwrap();
         let clip = optim::clip_coefficient(norm, 1.0);
         self.optimizer.step(5e-5, clip).unwrap();
         self.model.weights_changed().unwrap();
-        loss
+        loss.wait().unwrap()
     }
 
     fn evaluate(&mut self, batch: &Batch) -> f64 {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::initial;
 use crate::kernels::activation::Activation;
 use crate::kernels::attention::Queries;
-use crate::kernels::cross_entropy::cross_entropy;
+use crate::kernels::cross_entropy::{Loss, cross_entropy};
 use crate::kernels::{first_rows, view};
 use crate::layers::{Buffer, Linear, Parameter, ParameterSource, Parameters};
 use crate::models::{
@@ -214,6 +214,21 @@ impl SequenceClassifier {
         dropout: Option<DropoutSeed>,
         loss: &LossOptions,
     ) -> Result<f64> {
+        self.start_forward_backward(input, labels, dropout, loss)?
+            .wait()
+    }
+
+    /// The same, without waiting for a GPU: it need not run dry between micro-batches.
+    ///
+    /// # Errors
+    /// As [`Self::forward_backward`].
+    pub fn start_forward_backward(
+        &mut self,
+        input: &Input,
+        labels: &[u32],
+        dropout: Option<DropoutSeed>,
+        loss: &LossOptions,
+    ) -> Result<Loss> {
         let hidden = self.encoder.forward(input, dropout, Queries::First)?;
         let (first, logits) = self.classify(&hidden)?;
         let items = first.dim(0)?;
@@ -245,7 +260,7 @@ impl SequenceClassifier {
         label_smoothing: f32,
     ) -> Result<(f64, Vec<f32>)> {
         let logits = self.evaluate(input)?;
-        let sum = cross_entropy(&logits, labels, label_smoothing, None)?;
+        let sum = cross_entropy(&logits, labels, label_smoothing, None)?.wait()?;
         Ok((sum, view::read(&logits, <[f32]>::to_vec)?))
     }
 

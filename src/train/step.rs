@@ -7,6 +7,7 @@ use crate::data::Batch;
 use crate::domain::{ErrorCode, JobError, TrainingArguments};
 use crate::faults::{Action, Faults};
 use crate::heads::{LossOptions, SequenceClassifier};
+use crate::kernels::cross_entropy::Loss;
 use crate::kernels::view;
 use crate::layers;
 use crate::metrics::MetricError;
@@ -87,8 +88,13 @@ impl Learner {
         let started = Instant::now();
         let (data, args) = (context.data, context.args);
         let samples: usize = micro_batches.iter().map(Batch::sequences).sum();
-        let (loss, tokens) = self.gradients(context, place, micro_batches, samples)?;
+        let (losses, tokens) = self.gradients(context, place, micro_batches, samples)?;
         let grad_norm = optim::global_grad_norm(self.model.parameters()).map_err(engine)?;
+        let mut loss = 0.0;
+        for sum in losses {
+            loss += sum.wait().map_err(engine)?;
+        }
+        loss *= f64::from(share_of_one(samples));
         if !loss.is_finite() || !grad_norm.is_finite() {
             let lines = lines(data, micro_batches);
             return Err(non_finite(loss, grad_norm, place, &lines));
@@ -115,32 +121,34 @@ impl Learner {
         })
     }
 
-    /// The mean loss of all micro-batches, with its gradient left in the parameters, and their tokens.
+    /// The losses of all micro-batches, with the gradient of their mean left in the parameters, and their tokens.
+    /// A GPU may still be at it.
     fn gradients(
         &mut self,
         context: &StepContext<'_>,
         place: StepPlace,
         micro_batches: &[Batch],
         samples: usize,
-    ) -> Result<(f64, u64), JobError> {
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^24")]
-        let scale = 1.0 / samples.max(1) as f32;
+    ) -> Result<(Vec<Loss>, u64), JobError> {
         #[expect(clippy::cast_possible_truncation, reason = "a factor below 1")]
         let options = LossOptions {
             label_smoothing: context.args.label_smoothing_factor as f32,
-            scale,
+            scale: share_of_one(samples),
         };
         let dropout = DropoutSeed {
             seed: self.seed,
             step: place.dropout_step,
         };
         self.model.parameters().zero_grad().map_err(engine)?;
-        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut losses, mut tokens) = (Vec::with_capacity(micro_batches.len()), 0);
         for batch in micro_batches {
-            loss += self
-                .model
-                .forward_backward(&input(batch), &batch.labels, Some(dropout), &options)
-                .map_err(engine)?;
+            let loss = self.model.start_forward_backward(
+                &input(batch),
+                &batch.labels,
+                Some(dropout),
+                &options,
+            );
+            losses.push(loss.map_err(engine)?);
             tokens += batch.tokens() as u64;
             context.pulse.beat();
         }
@@ -151,7 +159,7 @@ impl Learner {
         if context.faults.at("train.gradients", number) == Some(Action::Nan) {
             self.break_a_gradient()?;
         }
-        Ok((loss * f64::from(scale), tokens))
+        Ok((losses, tokens))
     }
 
     fn break_a_gradient(&self) -> Result<(), JobError> {
@@ -164,6 +172,12 @@ impl Learner {
         })
         .map_err(engine)
     }
+}
+
+/// What one sample counts in a mean.
+#[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^24")]
+fn share_of_one(samples: usize) -> f32 {
+    1.0 / samples.max(1) as f32
 }
 
 /// The model's view of a batch.

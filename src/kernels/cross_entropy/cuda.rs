@@ -11,14 +11,31 @@ use crate::kernels::tensor::Tensor;
 /// Items of one block.
 const ITEMS: usize = 4;
 
-/// The sum of item losses; labels and shapes are checked.
+/// The losses of a micro-batch, on their way.
+#[derive(Debug)]
+pub struct ItemLosses {
+    /// f64 each.
+    losses: Memory,
+    items: usize,
+}
+
+impl ItemLosses {
+    /// Their sum, in order.
+    pub fn wait(&self) -> Result<f64> {
+        let mut losses = vec![0f64; self.items];
+        self.losses.read(0, &mut losses)?;
+        Ok(losses.iter().sum())
+    }
+}
+
+/// Item losses, and the gradient; labels and shapes are checked.
 pub fn cross_entropy(
     gpu: &Arc<Gpu>,
     logits: &Tensor,
     labels: Numbers<'_, u32>,
     label_smoothing: f32,
     gradient: Option<(&Tensor, f32)>,
-) -> Result<f64> {
+) -> Result<ItemLosses> {
     let (items, classes) = logits.dims2()?;
     let logits = gpu.address(logits, DType::F32)?;
     let (d_logits, scale) = match gradient {
@@ -38,7 +55,5 @@ pub fn cross_entropy(
         // SAFETY: labels are below `classes`; the shapes are the tensors'.
         unsafe { launch.run(Grid::line(items.div_ceil(ITEMS), 128)) }
     })?;
-    let mut item_losses = vec![0f64; items];
-    losses.read(0, &mut item_losses)?;
-    Ok(item_losses.iter().sum())
+    Ok(ItemLosses { losses, items })
 }

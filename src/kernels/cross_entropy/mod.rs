@@ -10,6 +10,28 @@ use super::numbers::Numbers;
 use super::rows::check_lens;
 use super::view;
 
+/// A sum of item losses, which a GPU may still be computing.
+#[derive(Debug)]
+pub enum Loss {
+    /// It is known.
+    Known(f64),
+    /// It is under way.
+    UnderWay(cuda::ItemLosses),
+}
+
+impl Loss {
+    /// The sum; waits for it.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn wait(self) -> Result<f64> {
+        match self {
+            Self::Known(loss) => Ok(loss),
+            Self::UnderWay(losses) => losses.wait(),
+        }
+    }
+}
+
 /// Sum of item losses of `logits` [B, C]. With `gradient = (d_logits, scale)`, `d_logits` is overwritten with
 /// the gradient of `scale *` that sum. Computed in f64: B and C are small, and the sum is what users see.
 ///
@@ -20,7 +42,7 @@ pub fn cross_entropy<'a>(
     labels: impl Into<Numbers<'a, u32>>,
     label_smoothing: f32,
     gradient: Option<(&Tensor, f32)>,
-) -> Result<f64> {
+) -> Result<Loss> {
     let labels = labels.into();
     let (items, classes) = logits.dims2()?;
     check_lens("cross_entropy", items, &[labels.len()])?;
@@ -32,11 +54,12 @@ pub fn cross_entropy<'a>(
         check_lens("cross_entropy", len, &[d_logits.elem_count()])?;
     }
     if let Some(gpu) = logits.device().gpu() {
-        return cuda::cross_entropy(gpu, logits, labels, label_smoothing, gradient);
+        let losses = cuda::cross_entropy(gpu, logits, labels, label_smoothing, gradient)?;
+        return Ok(Loss::UnderWay(losses));
     }
     let labels = labels.host();
     let smoothing = f64::from(label_smoothing);
-    view::read(logits, |logits| {
+    let sum = view::read(logits, |logits| {
         let rows = logits.chunks_exact(classes).zip(labels);
         let Some((d_logits, scale)) = gradient else {
             return Ok(rows.map(|(x, &label)| item(x, label, smoothing).0).sum());
@@ -50,7 +73,8 @@ pub fn cross_entropy<'a>(
             }
             Ok(sum)
         })
-    })?
+    })??;
+    Ok(Loss::Known(sum))
 }
 
 /// (loss, log of the sum of exponentials) of one item.
@@ -126,10 +150,12 @@ mod tests {
     fn check(device: &Device, epsilon: f32) {
         {
             let (logits, d) = (tensor_on(device, &LOGITS), tensor_on(device, &[9.0; 6]));
-            let loss = cross_entropy(&logits, &LABELS, epsilon, Some((&d, 0.25))).unwrap();
+            let loss = cross_entropy(&logits, &LABELS, epsilon, Some((&d, 0.25)));
+            let loss = loss.unwrap().wait().unwrap();
             let x: Vec<f64> = LOGITS.iter().map(|&x| f64::from(x)).collect();
             assert!((loss - reference(&x, epsilon.into())).abs() < 1e-9);
             let alone = cross_entropy(&logits, &LABELS, epsilon, None).unwrap();
+            let alone = alone.wait().unwrap();
             assert_eq!(loss, alone);
             for (i, d) in d.to_vec1::<f32>().unwrap().iter().enumerate() {
                 let at = |h: f64| {
@@ -147,9 +173,11 @@ mod tests {
     fn huge_logits_stay_finite_and_nan_shows() {
         for device in devices() {
             let logits = tensor_on(&device, &[1e4, -1e4, 0.0]);
-            assert_eq!(cross_entropy(&logits, &[0], 0.0, None).unwrap(), 0.0);
+            let loss = cross_entropy(&logits, &[0], 0.0, None).unwrap();
+            assert_eq!(loss.wait().unwrap(), 0.0);
             let logits = tensor_on(&device, &[f32::NAN, 0.0, 0.0]);
-            assert!(cross_entropy(&logits, &[1], 0.0, None).unwrap().is_nan());
+            let loss = cross_entropy(&logits, &[1], 0.0, None).unwrap();
+            assert!(loss.wait().unwrap().is_nan());
         }
     }
 
