@@ -1,5 +1,10 @@
 //! What happens between attention's products, row by row.
 
+#![expect(
+    clippy::manual_map,
+    reason = "a closure would not be compiled for the CPU that its caller is for"
+)]
+
 use std::f32::consts::LOG2_E;
 
 use half::bf16;

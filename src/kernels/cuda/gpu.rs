@@ -137,7 +137,6 @@ impl Gpu {
     }
 
     /// Every card we support does.
-    #[expect(clippy::unused_self, reason = "a property of the card")]
     pub fn has_native_bf16(&self) -> bool {
         true
     }

@@ -16,6 +16,9 @@ const CHUNK: usize = 64;
 /// What the kernel takes for "the only chunk of its id".
 const WHOLE: u32 = u32::MAX;
 
+/// Tables, each with where its ids are.
+type Pairs = [(Address, Address); 3];
+
 /// Ids and shapes are checked.
 pub fn gather_sum<const N: usize>(
     gpu: &Arc<Gpu>,
@@ -25,7 +28,7 @@ pub fn gather_sum<const N: usize>(
 ) -> Result<()> {
     let (rows, width) = out.dims2()?;
     let out = gpu.address(out, DType::F32)?;
-    let mut pairs = [(Address::NULL, Address::NULL); 3];
+    let mut pairs: Pairs = [(Address::NULL, Address::NULL); 3];
     if N == 0 || N > pairs.len() {
         bail!("embedding: GPUs sum 1 to {} tables, not {N}", pairs.len())
     }
@@ -46,9 +49,9 @@ pub fn gather_sum<const N: usize>(
 fn with_addresses(
     gpu: &Arc<Gpu>,
     ids: &[Numbers<'_, u32>],
-    pairs: &mut [(Address, Address); 3],
+    pairs: &mut Pairs,
     at: usize,
-    f: &mut dyn FnMut(&[(Address, Address); 3]) -> Result<()>,
+    f: &mut dyn FnMut(&Pairs) -> Result<()>,
 ) -> Result<()> {
     match ids.get(at) {
         None => f(pairs),
