@@ -63,17 +63,20 @@ impl Kernels {
         if dim > WIDEST {
             bail!("attention: GPUs take heads of up to {WIDEST} numbers, not {dim}")
         }
-        let kernel = |f32, bf16| {
+        let kernel = |f32, bf16| -> Result<Kernel> {
             Ok(Kernel {
                 name: of_dtype(dtype, f32, bf16)?,
                 rows: 16,
                 shared_bytes: 384 * dim.next_multiple_of(4) + 4352,
             })
         };
-        Ok::<_, candle_core::Error>(Self {
+        Ok(Self {
             forward: kernel("attention_forward_f32", "attention_forward_bf16")?,
             backward_dq: kernel("attention_backward_dq_f32", "attention_backward_dq_bf16")?,
-            backward_dkdv: kernel("attention_backward_dkdv_f32", "attention_backward_dkdv_bf16")?,
+            backward_dkdv: kernel(
+                "attention_backward_dkdv_f32",
+                "attention_backward_dkdv_bf16",
+            )?,
             any_head: true,
         })
     }

@@ -121,7 +121,14 @@ impl Case {
         let [q, k, v, dctx] =
             [&self.q, &self.k, &self.v, &self.dctx].map(|x| on(device, x, self.hidden(), dtype));
         let rows = self.q.len() / self.hidden();
-        let nan = |like: &Tensor| on(device, &vec![f32::NAN; like.elem_count()], self.hidden(), dtype);
+        let nan = |like: &Tensor| {
+            on(
+                device,
+                &vec![f32::NAN; like.elem_count()],
+                self.hidden(),
+                dtype,
+            )
+        };
         let (ctx, lse) = (
             nan(&q),
             Tensor::zeros((rows, self.heads), DType::F32, device).unwrap(),
