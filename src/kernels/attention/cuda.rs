@@ -63,8 +63,8 @@ impl Kernels {
         if dim > WIDEST {
             bail!("attention: GPUs take heads of up to {WIDEST} numbers, not {dim}")
         }
-        let kernel = |f32, bf16| {
-            Ok::<_, candle_core::Error>(Kernel {
+        let kernel = |f32, bf16| -> Result<Kernel> {
+            Ok(Kernel {
                 name: of_dtype(dtype, f32, bf16)?,
                 rows: 16,
                 shared_bytes: 384 * dim.next_multiple_of(4) + 4352,
