@@ -78,9 +78,11 @@ impl Pulse {
     /// Looks until the work is over or nothing has stirred for a whole limit; answers that limit then.
     ///
     /// Silence is counted in looks, not by the clock: a process that was stopped (SIGSTOP, a laptop that
-    /// slept) did not hang.
-    fn watch(&self) -> Option<Duration> {
+    /// slept) did not hang. Nor does one whose threads wait for a processor that others keep busy: what
+    /// `waited` says of that, in all up to now, is no silence.
+    fn watch(&self, waited: impl Fn() -> Duration) -> Option<Duration> {
         let (mut seen, mut silence) = (self.beats.load(Ordering::Relaxed), Duration::ZERO);
+        let mut waited_before = waited();
         loop {
             let nap = self.limit() / LOOKS;
             let began = Instant::now();
@@ -93,12 +95,29 @@ impl Pulse {
                 (seen, silence) = (beats, Duration::ZERO);
                 continue;
             }
-            silence += began.elapsed().min(nap);
+            let waited_now = waited();
+            let ready = waited_now.saturating_sub(waited_before);
+            waited_before = waited_now;
+            silence += began.elapsed().min(nap).saturating_sub(ready);
             if silence >= self.limit() {
                 return Some(self.limit());
             }
         }
     }
+}
+
+/// How long this process's threads were ready to run and had no processor, all of them together (Linux,
+/// `Documentation/scheduler/sched-stats.rst`); where the system does not say, zero.
+fn waited_for_a_processor() -> Duration {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return Duration::ZERO;
+    };
+    let waited = |thread: std::fs::DirEntry| {
+        let statistics = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        statistics.split_ascii_whitespace().nth(1)?.parse().ok()
+    };
+    let all = threads.flatten().filter_map(waited);
+    Duration::from_nanos(all.fold(0, u64::saturating_add))
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -115,7 +134,7 @@ pub fn guard<R>(
         let watch = std::thread::Builder::new()
             .name("watchdog".to_owned())
             .spawn_scoped(scope, || {
-                if let Some(limit) = pulse.watch() {
+                if let Some(limit) = pulse.watch(waited_for_a_processor) {
                     on_hang(limit);
                 }
             });
@@ -174,6 +193,45 @@ mod tests {
             },
         );
         assert!(word.try_recv().is_err());
+    }
+
+    /// The same silence twice: of a process that has no processor for most of the time, and of one that has.
+    #[test]
+    fn waiting_for_a_processor_is_no_silence() {
+        let pulse = Pulse::new(SHORT);
+        let started = Instant::now();
+        let starving = || started.elapsed() * 2;
+        std::thread::scope(|scope| {
+            let watch = scope.spawn(|| pulse.watch(starving));
+            std::thread::sleep(3 * SHORT);
+            pulse.over.store(true, Ordering::Relaxed);
+            watch.thread().unpark();
+            assert_eq!(watch.join().unwrap(), None);
+        });
+        pulse.over.store(false, Ordering::Relaxed);
+        assert_eq!(pulse.watch(|| Duration::ZERO), Some(SHORT));
+    }
+
+    /// Twice as many threads as processors, each busy: some of them must wait.
+    #[test]
+    fn the_system_says_how_long_threads_waited() {
+        let before = waited_for_a_processor();
+        let busy = std::thread::available_parallelism().unwrap().get() * 2;
+        let deadline = Instant::now() + Duration::from_millis(300);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..busy)
+                .map(|_| {
+                    scope.spawn(move || {
+                        while Instant::now() < deadline {
+                            std::hint::spin_loop();
+                        }
+                        waited_for_a_processor()
+                    })
+                })
+                .collect();
+            let most = threads.into_iter().map(|t| t.join().unwrap()).max();
+            assert!(most.unwrap() > before + Duration::from_millis(10));
+        });
     }
 
     #[test]
