@@ -27,6 +27,7 @@ pub async fn get_spec(
         train: location(&state, input.train),
         eval: input.eval.map(|dataset| location(&state, dataset)),
         micro_batch_divisor: input.micro_batch_divisor,
+        gpu_energy_j: input.metrics.get("gpu_energy_j").copied().unwrap_or(0.0),
         data_dir: state.data_dir.root().to_owned(),
         heartbeat_ms: state.limits.heartbeat_ms,
     }))
