@@ -10,6 +10,7 @@ mod checkpoints;
 mod gpu;
 mod lanes;
 mod parity;
+mod slots;
 mod support;
 mod tidy;
 #[cfg(debug_assertions)]
