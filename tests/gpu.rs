@@ -8,7 +8,8 @@ use chandler::train::{self, Outcome, TrainJob};
 use serde_json::{Value, json};
 
 use crate::checkpoints::lab::{Lab, Recorder, file, run};
-use crate::support::{emulated_gpu, tiny_bert};
+use crate::slots::Machine;
+use crate::support::{TestServer, emulated_gpu, reviews, spec, tiny_bert};
 
 const STEPS: u64 = 12;
 
@@ -86,4 +87,77 @@ fn a_training_repeats_and_resumes_to_the_bit() {
     assert!(rest.len() < losses.len());
     assert_eq!(losses[losses.len() - rest.len()..], rest);
     assert!(bits(&whole) == bits(&paused), "a pause shows");
+}
+
+/// A job of twelve steps, with a checkpoint after each.
+fn short_job(server: &TestServer, micro_batch: u32) -> String {
+    let model = server.data_dir.join("tiny");
+    tiny_bert::write(&model);
+    let mut body = spec(&model, &server.csv(&reviews(256)));
+    body["training_args"]["max_steps"] = json!(STEPS);
+    body["training_args"]["save_steps"] = json!(1);
+    body["training_args"]["save_total_limit"] = json!(2);
+    body["training_args"]["per_device_train_batch_size"] = json!(micro_batch);
+    server.job(&body)
+}
+
+fn weights(server: &TestServer, job: &str) -> Vec<u8> {
+    let path = format!("/v1/jobs/{job}/checkpoints/last/files/model.safetensors");
+    server.get(&path).bytes().unwrap().to_vec()
+}
+
+/// The card fails in the middle of every attempt. Each gets further than the one before, and the last to the end,
+/// with the weights of a job that nothing happened to.
+#[test]
+fn a_fault_of_the_card_ends_its_attempt_and_not_the_job() {
+    let sound = Machine::of_two();
+    let server = sound.options().start();
+    let job = short_job(&server, 8);
+    assert_eq!(server.wait(&job)["status"], "succeeded");
+    let expected = weights(&server, &job);
+
+    let broken = Machine::of_two();
+    let fault = "adamw:6";
+    let server = broken
+        .options()
+        .env("CHANDLER_FAKE_GPU_FAULT", fault)
+        .start();
+    let job = short_job(&server, 8);
+    let view = server.wait(&job);
+    assert_eq!(view["status"], "succeeded", "{view}");
+    assert_eq!(view["attempt"], 3, "{view}");
+    assert!(weights(&server, &job) == expected, "other weights");
+    let lost = server.events(&job);
+    let mut lost = lost
+        .iter()
+        .filter(|event| event["data"]["error"]["code"] == "trainer_died");
+    let message = &lost.next().unwrap()["data"]["error"]["message"];
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .contains("CUDA_ERROR_ILLEGAL_ADDRESS"),
+        "{message}"
+    );
+}
+
+/// A card too small for the micro-batch that was asked for.
+#[test]
+fn memory_that_runs_out_on_the_card_halves_micro_batches() {
+    let machine = Machine::of_two();
+    // 32 MiB of these are cuBLASLt's.
+    let bytes = 52 << 20;
+    let server = machine
+        .options()
+        .env("CHANDLER_FAKE_GPU_MEMORY", bytes)
+        .start();
+    let job = short_job(&server, 256);
+    let view = server.wait(&job);
+    assert_eq!(view["status"], "succeeded", "{view}");
+    let halved = |event: &Value| {
+        let message = event["data"]["message"].as_str().unwrap_or_default();
+        message.starts_with("out of memory at step 1: micro-batches have 128 rows instead of 256")
+    };
+    let events = server.events(&job);
+    assert!(events.iter().any(halved), "{events:?}");
 }

@@ -1,5 +1,5 @@
 //! `--slots auto` from end to end: the real program opens a library that answers like NVIDIA's (`cuda/nvml.c`), hands its
-//! cards out to real trainers, and the jobs say what they had and what it cost.
+//! cards out to real trainers, which train on the emulated GPU, and the jobs say what they had and what it cost.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::trainers::Trainers;
-use crate::support::{ServerOptions, TestServer, chandler, reviews, spec, tiny_bert};
+use crate::support::{ServerOptions, TestServer, chandler, emulated_gpu, reviews, spec, tiny_bert};
 
 const A: &str = "GPU-aaaaaaaa-0000-0000-0000-000000000001";
 const B: &str = "GPU-bbbbbbbb-0000-0000-0000-000000000002";
 
 /// A folder with the library and a data directory.
-struct Machine {
+pub struct Machine {
     temp: TempDir,
     /// Variables that describe the cards.
     cards: Vec<(String, String)>,
@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// Two whole cards of 300 and 100 watts.
-    fn of_two() -> Self {
+    pub fn of_two() -> Self {
         Self::new(&[
             ("0", format!("{A},Fake H100,81920,1024,300,70")),
             ("1", format!("{B},Fake L4,24576,512,100,40")),
@@ -54,10 +54,12 @@ impl Machine {
         self.temp.path().join("data")
     }
 
-    fn options(&self) -> ServerOptions {
+    pub fn options(&self) -> ServerOptions {
+        let (nvml, cuda) = (self.temp.path(), emulated_gpu::libraries());
+        let folders = format!("{}:{}", nvml.display(), cuda.display());
         let mut options = ServerOptions::new(&self.data_dir())
             .slots("auto")
-            .env("LD_LIBRARY_PATH", self.temp.path().display());
+            .env("LD_LIBRARY_PATH", folders);
         for (name, card) in &self.cards {
             options = options.env(name, card);
         }
