@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use crate::kernels::device::Compute;
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 use serde_json::Value;
 
@@ -14,6 +13,7 @@ use super::initial;
 use crate::kernels::activation::Activation;
 use crate::kernels::attention::Queries;
 use crate::kernels::cross_entropy::{Loss, cross_entropy};
+use crate::kernels::tensor::Tensor;
 use crate::kernels::{first_rows, view};
 use crate::layers::{Buffer, Linear, Parameter, ParameterSource, Parameters};
 use crate::models::{

@@ -1,7 +1,8 @@
-//! Fused ops, forward and backward: one file per op, each with its slow reference in its tests.
+//! Fused ops, forward and backward: one file or folder per op, each with its slow reference in its tests.
 //!
-//! Ops take candle tensors: what they read through [`view::read`], what they write through
-//! [`view::write`] into preallocated outputs. This is the only module with `unsafe`.
+//! Ops take [`tensor::Tensor`]s. On the CPU they read them through [`view::read`], and write them through
+//! [`view::write`] into preallocated outputs; on a GPU an op's `cuda.rs` launches the kernels of its `.cu` file.
+//! The same tests run on both, the GPU being emulated. This is the only module with `unsafe`.
 //!
 //! Shapes in comments: T token rows of a packed micro-batch, B sequences, D hidden, H heads, C classes.
 

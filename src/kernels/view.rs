@@ -200,10 +200,10 @@ impl<T: Element, F: FnOnce(&mut [T]) -> Result<R>, R> InplaceOp1 for Write<T, F,
 
 #[cfg(test)]
 mod tests {
-    use crate::kernels::device::Device;
     use candle_core::DType;
 
     use super::*;
+    use crate::kernels::device::Device;
 
     #[test]
     fn writes_through_a_view_reach_the_whole() {

@@ -1,6 +1,5 @@
 //! Word, position and token type embeddings, summed, normalised, dropped out (HF `BertEmbeddings`).
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{Buffer, Loaded, MicroBatch, Norm, Parameter, ParameterSource, Parameters};
@@ -9,6 +8,7 @@ use crate::kernels::device::Compute;
 use crate::kernels::embedding::{self, Scatter};
 use crate::kernels::first_rows;
 use crate::kernels::numbers::Array;
+use crate::kernels::tensor::Tensor;
 
 /// Sizes of [`Embeddings`].
 #[derive(Clone, Copy, Debug)]

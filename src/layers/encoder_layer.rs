@@ -3,7 +3,6 @@
 //! A last layer whose reader pools first tokens may run for those rows only ([`Queries::First`]): keys and
 //! values need every token, all else needs the asking rows. The result is exact.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::{
@@ -15,6 +14,7 @@ use crate::kernels::attention::Queries;
 use crate::kernels::device::Compute;
 use crate::kernels::first_rows;
 use crate::kernels::layer_norm::{Dropped, Residual};
+use crate::kernels::tensor::Tensor;
 
 /// Sizes and settings of one layer.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,5 @@
 //! Two dense layers with an activation between (HF `BertIntermediate` and the dense half of `BertOutput`).
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{
@@ -8,6 +7,7 @@ use super::{
 };
 use crate::kernels::activation::Activation;
 use crate::kernels::device::Compute;
+use crate::kernels::tensor::Tensor;
 
 /// `output(activation(intermediate(x)))`.
 pub struct FeedForward {

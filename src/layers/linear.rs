@@ -1,6 +1,5 @@
 //! A dense layer: weight and bias.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{Loaded, Parameter, ParameterSource, Parameters};
@@ -10,6 +9,7 @@ use crate::kernels::first_rows;
 use crate::kernels::linear::{
     self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
 };
+use crate::kernels::tensor::Tensor;
 
 /// `y = x Wᵀ + b`, W [N, K].
 pub struct Linear {

@@ -1,11 +1,11 @@
 //! Layer normalisation with its parameters, alone or behind dropout and a residual.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{Buffer, Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::device::Compute;
 use crate::kernels::layer_norm::{self, Dropped, LayerNorm, Residual, Saved};
+use crate::kernels::tensor::Tensor;
 
 /// `LN(x)` or `LN(residual + dropout(x))`.
 pub struct Norm {

@@ -1,7 +1,6 @@
 //! Ordered named parameters. The order is the model's own (embeddings first, head last), never a map's, so
 //! that every sum over parameters has one fixed order.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use std::sync::{Arc, OnceLock};
@@ -10,6 +9,7 @@ use super::TouchedRows;
 use crate::kernels::cuda::Table;
 use crate::kernels::device::Device;
 use crate::kernels::parts::Parts;
+use crate::kernels::tensor::Tensor;
 use crate::kernels::{gradient, view};
 
 /// One trainable tensor with its gradient; both f32, contiguous, of one shape, and alive for as long as the

@@ -1,7 +1,6 @@
 //! Multi-head self-attention with its four projections (HF `BertSelfAttention` and the dense half of
 //! `BertSelfOutput`).
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
 use crate::kernels::attention::{Attention, Queries};
 use crate::kernels::device::Compute;
 use crate::kernels::linear::Precision;
+use crate::kernels::tensor::Tensor;
 
 /// `output(attention(query(x), key(x), value(x)))`.
 pub struct SelfAttention {

@@ -1,12 +1,12 @@
 //! BERT (Devlin et al. 2018): embeddings and a stack of post-norm layers, with HF's tensor names
 //! (<https://github.com/huggingface/transformers/blob/main/src/transformers/models/bert/modeling_bert.py>).
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::{BertConfig, Input, ModelError};
 use crate::kernels::attention::Queries;
 use crate::kernels::device::Compute;
+use crate::kernels::tensor::Tensor;
 use crate::layers::{
     DropoutSeed, Embeddings, EmbeddingsShape, EncoderLayer, EncoderLayerShape, MicroBatch, Names,
     ParameterSource, Parameters, Workspace,

@@ -7,13 +7,13 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::kernels::device::Device;
-use crate::kernels::tensor::Tensor;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::ModelError;
+use crate::kernels::device::Device;
+use crate::kernels::tensor::Tensor;
 use crate::layers::{Parameter, ParameterSource};
 
 /// A header may be this long. The format allows 100 MB, which takes seconds and a gigabyte to parse.

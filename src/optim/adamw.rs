@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{DType, Result, bail};
 
 use crate::kernels::adamw::{self, AdamWUpdate};
 use crate::kernels::cuda::Table;
 use crate::kernels::device::Device;
 use crate::kernels::parts::Parts;
+use crate::kernels::tensor::Tensor;
 use crate::kernels::view;
 use crate::layers::{Parameter, Parameters, RowSet};
 
@@ -112,7 +112,7 @@ impl AdamW {
     /// The gradients stay as they are.
     ///
     /// # Errors
-    /// If a tensor is not contiguous f32 on the CPU.
+    /// If a tensor is not contiguous f32, or the GPU fails.
     pub fn step(&mut self, lr: f64, grad_scale: f32) -> Result<()> {
         self.step += 1;
         let o = self.options;

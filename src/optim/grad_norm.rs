@@ -8,7 +8,7 @@ use crate::layers::Parameters;
 /// f32 numbers cannot overflow.
 ///
 /// # Errors
-/// If a gradient is not a contiguous f32 tensor on the CPU.
+/// If a gradient is not a contiguous f32 tensor, or the GPU fails.
 pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
     Ok(parameters
         .grad_sums_of_squares()?
@@ -32,7 +32,7 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f32 {
 /// model that the loss does not reach, or that are broken.
 ///
 /// # Errors
-/// If a gradient is not a contiguous f32 tensor on the CPU.
+/// If a gradient is not a contiguous f32 tensor, or the GPU fails.
 pub fn missing_gradients(parameters: &Parameters) -> Result<Vec<String>> {
     let sums = parameters.grad_sums_of_squares()?;
     let named = parameters.iter().zip(sums);

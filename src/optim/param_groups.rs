@@ -38,11 +38,11 @@ pub fn decays(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::kernels::device::Device;
-    use crate::kernels::tensor::Tensor;
     use candle_core::DType;
 
     use super::*;
+    use crate::kernels::device::Device;
+    use crate::kernels::tensor::Tensor;
     use crate::layers::Parameter;
 
     #[test]

@@ -41,14 +41,14 @@ pub fn check(parameters: &Parameters) -> Result<(), JobError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::kernels::device::Device;
-    use crate::kernels::tensor::Tensor;
     use candle_core::Var;
     use candle_nn::Module as _;
 
     use super::*;
     use crate::heads::{LossOptions, SequenceClassifier};
+    use crate::kernels::device::Device;
     use crate::kernels::linear::Precision;
+    use crate::kernels::tensor::Tensor;
     use crate::kernels::view;
     use crate::layers::Parameter;
     use crate::models::oracle::{TinyBert, fixture};

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::kernels::tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::artifacts::DiskFile;
 use crate::domain::{ErrorCode, JobError};
+use crate::kernels::tensor::Tensor;
 
 use super::checkpoint::Failure;
 use super::snapshot::Saved;

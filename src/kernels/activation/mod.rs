@@ -2,13 +2,13 @@
 
 mod cuda;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::cpu::Cpu;
 use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};
 use super::rows::{check_lens, for_blocks};
 use super::{profile, view};
+use crate::kernels::tensor::Tensor;
 
 /// Elements of one task.
 const BLOCK: usize = 8192;

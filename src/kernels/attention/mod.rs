@@ -11,7 +11,6 @@ mod softmax;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::dropout::Dropout;
@@ -22,6 +21,7 @@ use super::numbers::Numbers;
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::view::{self, read, write};
+use crate::kernels::tensor::Tensor;
 use head::Head;
 
 /// Which tokens ask.

@@ -1,9 +1,9 @@
-use crate::kernels::device::Device;
 use candle_core::DType;
 
 use super::*;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::emulated;
+use crate::kernels::device::Device;
 use crate::kernels::dropout::{attention_key, token_key};
 use crate::kernels::pool::set_threads;
 

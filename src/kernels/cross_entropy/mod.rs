@@ -3,12 +3,12 @@
 
 mod cuda;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::numbers::Numbers;
 use super::rows::check_lens;
 use super::view;
+use crate::kernels::tensor::Tensor;
 
 /// A sum of item losses, which a GPU may still be computing.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 
 mod cuda;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::cpu::Cpu;
 use super::numbers::Numbers;
 use super::rows::{add, check_lens, for_blocks, for_listed_rows};
 use super::{profile, view};
+use crate::kernels::tensor::Tensor;
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -121,10 +121,10 @@ pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Ten
 #[cfg(test)]
 mod tests {
     use crate::kernels::cuda::emulated::devices;
-    use crate::kernels::device::Device;
     use candle_core::DType;
 
     use super::*;
+    use crate::kernels::device::Device;
 
     fn rows(device: &Device, x: &[[f32; 2]]) -> Tensor {
         Tensor::from_vec(x.concat(), (x.len(), 2), device).unwrap()

@@ -2,7 +2,6 @@
 
 mod cuda;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::cpu::Cpu;
@@ -11,6 +10,7 @@ use super::element::{Element, for_dtype};
 use super::numbers::Numbers;
 use super::rows::{add_narrow, check_lens, for_blocks, narrow, widen};
 use super::view;
+use crate::kernels::tensor::Tensor;
 
 /// `out[b] = x[cu_seqlens[b]]`: [T, D] to [B, D].
 ///
@@ -149,10 +149,10 @@ fn check<'a>(
 #[cfg(test)]
 mod tests {
     use crate::kernels::cuda::emulated::devices;
-    use crate::kernels::device::Device;
     use candle_core::DType;
 
     use super::*;
+    use crate::kernels::device::Device;
 
     #[test]
     fn gathered_rows_scatter_back_to_where_they_came_from() {

@@ -5,7 +5,6 @@
 
 mod cuda;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{DType, Result, bail};
 use half::bf16;
 
@@ -16,6 +15,7 @@ use super::numbers::Numbers;
 use super::pool::{Disjoint, parallel_for};
 use super::rows::{LANES, add, add_widened, check_lens, narrow, widen};
 use super::{profile, view};
+use crate::kernels::tensor::Tensor;
 
 /// Rows of one task of the forward.
 const FORWARD_ROWS: usize = 16;

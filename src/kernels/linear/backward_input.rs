@@ -1,6 +1,5 @@
 //! `dx = dy W`, also summed over several layers of one input, and through the activation before it.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{Result, bail};
 
 use super::pieces::{Piece, add_to, load, store};
@@ -10,6 +9,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
 use crate::kernels::gemm::Panels;
 use crate::kernels::pool::Disjoint;
+use crate::kernels::tensor::Tensor;
 use crate::kernels::{profile, view};
 
 /// A layer's share in the gradient of its input.
@@ -23,7 +23,7 @@ pub struct Share<'a> {
 /// `dx [T, K] = dy [T, N] W`, or `+=` if it accumulates.
 ///
 /// # Errors
-/// If shapes do not fit or a tensor is not contiguous on the CPU.
+/// If shapes do not fit or a tensor is not contiguous, or tensors are not on one device.
 pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bool) -> Result<()> {
     backward_input_all(&[Share { dy, weight: w }], dx, accumulate)
 }

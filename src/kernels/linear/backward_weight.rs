@@ -1,6 +1,5 @@
 //! `dw += dyᵀ x` and `db += Σ dy`, also of several layers of one input.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::products::{Matrix, WeightSum, columns_times_rows};
@@ -8,6 +7,7 @@ use super::{Precision, cuda, expect};
 use crate::kernels::element::{Element, for_dtype};
 use crate::kernels::gemm::Engine;
 use crate::kernels::pool::Disjoint;
+use crate::kernels::tensor::Tensor;
 use crate::kernels::{profile, view};
 
 /// Where the gradients of a layer's parameters are added.
@@ -24,7 +24,7 @@ pub struct Gradient<'a> {
 /// `dw [N, K] += dyᵀ x` and `db [N] +=` the column sums of `dy`, for `dy [T, N]`, `x [T, K]`.
 ///
 /// # Errors
-/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+/// If shapes do not fit or a tensor is not contiguous f32, or tensors are not on one device.
 pub fn backward_weight(
     dy: &Tensor,
     x: &Tensor,

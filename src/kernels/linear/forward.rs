@@ -1,6 +1,5 @@
 //! `y = x Wᵀ + b`, also of several layers at once, and with the activation behind it.
 
-use crate::kernels::tensor::Tensor;
 use candle_core::Result;
 
 use super::pieces::{Piece, store};
@@ -11,6 +10,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
 use crate::kernels::gemm::Panels;
 use crate::kernels::pool::Disjoint;
+use crate::kernels::tensor::Tensor;
 use crate::kernels::{profile, view};
 
 /// One layer of several that read the same input.
@@ -35,7 +35,7 @@ pub struct Activated<'a> {
 /// `out [T, N] = x [T, K] Wᵀ + bias [N]`.
 ///
 /// # Errors
-/// If shapes do not fit or a tensor is not contiguous f32 on the CPU.
+/// If shapes do not fit or a tensor is not contiguous f32, or tensors are not on one device.
 pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
     let weight = w;
     forward_all(x, &[Projection { weight, bias, out }])

@@ -11,7 +11,6 @@ mod forward;
 mod pieces;
 mod products;
 
-use crate::kernels::tensor::Tensor;
 use candle_core::{DType, Result, bail};
 
 use super::device::Device;
@@ -19,6 +18,7 @@ use super::gemm::{Aligned, Engine, Layout, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::view::read;
+use crate::kernels::tensor::Tensor;
 pub use backward_input::{Share, backward_input, backward_input_activated, backward_input_all};
 pub use backward_weight::{Gradient, backward_weight, backward_weight_all};
 pub use forward::{Activated, Projection, forward, forward_activated, forward_all};
@@ -65,7 +65,7 @@ impl LinearWeight {
     /// Packs a `[N, K]` tensor, which it shares.
     ///
     /// # Errors
-    /// If the tensor is not a contiguous f32 matrix on the CPU.
+    /// If the tensor is not a contiguous f32 matrix.
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let gpu = match weight.device() {
             Device::Cpu => None,
@@ -97,7 +97,7 @@ impl LinearWeight {
     /// Packs anew, after the optimizer changed the tensor.
     ///
     /// # Errors
-    /// If the tensor is not a contiguous f32 matrix on the CPU.
+    /// If the tensor is not a contiguous f32 matrix.
     pub fn refresh(&mut self) -> Result<()> {
         if let Some(gpu) = &self.gpu {
             return gpu.refresh(&self.weight);
