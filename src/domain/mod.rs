@@ -1,5 +1,5 @@
-//! Pure types that every other module speaks: ids, the job spec and its validation, status and its
-//! transitions, events, error codes, the attempt protocol, and the clock.
+//! Pure types that every other module speaks: ids, the job spec and its validation, devices and what a job takes of
+//! them, status and its transitions, events, error codes, the attempt protocol, and the clock.
 //!
 //! Nothing here does IO. Time and ids come in through [`Clock`] and [`Ids`], so that every caller can be
 //! tested with both fixed.
@@ -8,6 +8,8 @@ mod checkpoint;
 mod clock;
 mod columns;
 mod dataset;
+mod device;
+mod device_memory;
 mod error;
 mod event;
 mod fields;
@@ -22,6 +24,8 @@ pub use checkpoint::{CheckpointRecord, FileRecord};
 pub use clock::{Clock, FixedClock, SystemClock, Timestamp};
 pub use columns::Columns;
 pub use dataset::{DatasetFormat, DatasetLayout};
+pub use device::{DEVICE_ENV, Device, DeviceKind, Placement, Slot};
+pub use device_memory::ModelShape;
 pub use error::{ErrorCode, FieldError, JobError};
 pub use event::{ClassResult, Event, LogLevel, Progress};
 pub use fields::ObjectReader;
