@@ -11,6 +11,21 @@ use super::{Found, ModelSource, folder};
 
 /// The snapshot of `repo` at its revision. A branch means what it meant at the last download.
 pub(super) fn find(cache_dir: &Path, repo: &RepoRef) -> Result<Found, Miss> {
+    let (dir, commit) = snapshot(cache_dir, repo)?;
+    folder::check_dir(&dir)?;
+    let model_sha256 = folder::hash_weights(&dir)?;
+    Ok(Found {
+        dir,
+        source: ModelSource::HubCache {
+            repo: repo.id.clone(),
+        },
+        revision: Some(commit),
+        model_sha256,
+    })
+}
+
+/// Folder and commit of the snapshot, whatever is in it.
+pub(super) fn snapshot(cache_dir: &Path, repo: &RepoRef) -> Result<(PathBuf, String), Miss> {
     let place = repo_dir(cache_dir, repo);
     if !place.is_dir() {
         return Err(Miss::nothing(format!("nothing in {}", place.display())));
@@ -30,16 +45,7 @@ pub(super) fn find(cache_dir: &Path, repo: &RepoRef) -> Result<Found, Miss> {
         )));
     }
     let dir = std::path::absolute(&snapshot).unwrap_or(snapshot);
-    folder::check_dir(&dir)?;
-    let model_sha256 = folder::hash_weights(&dir)?;
-    Ok(Found {
-        dir,
-        source: ModelSource::HubCache {
-            repo: repo.id.clone(),
-        },
-        revision: Some(commit),
-        model_sha256,
-    })
+    Ok((dir, commit))
 }
 
 /// Remembers which commit a branch or tag was, so that the next lookup needs no network. Called when the

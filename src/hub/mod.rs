@@ -15,6 +15,7 @@
 //! Every attempt is logged and kept in the result; when none works, the one error names them all. Pickle
 //! weights are never read. The API is synchronous and may be called from any thread, in a runtime or not.
 
+mod at_hand;
 mod cache;
 mod env;
 mod error;

