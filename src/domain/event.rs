@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointRecord, JobError, Phase};
+use super::{CheckpointRecord, Device, JobError, Phase};
 
 /// How far a running job is. Only the newest one is kept; it is not part of the event log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -53,6 +53,9 @@ pub enum Event {
     Started {
         /// 1 for the first attempt.
         attempt: u32,
+        /// What it trains on.
+        #[serde(default)]
+        device: Device,
     },
     /// The job does something else now.
     Phase {
@@ -69,7 +72,10 @@ pub enum Event {
     /// How far training is. Updates the job; never stored as an event.
     Progress(Progress),
     /// Numbers with HF's names: `loss, grad_norm, learning_rate` while training, `eval_*` after an
-    /// evaluation, `train_runtime, train_samples_per_second, …` at the end.
+    /// evaluation, `train_runtime, train_samples_per_second, …` at the end. On a GPU also, every ten seconds and at the
+    /// end: `gpu_utilization_percent`, `gpu_power_w` (both of the card, means since the last), `gpu_memory_bytes` (most
+    /// that this trainer held since the last), `gpu_energy_j` (of this job so far, over all attempts; a card that
+    /// several jobs share is charged to them in equal parts).
     Metrics {
         /// `global_step` they belong to.
         step: u64,
@@ -174,7 +180,10 @@ mod tests {
     fn the_tag_in_json_is_the_kind() {
         let events = [
             Event::Queued {},
-            Event::Started { attempt: 1 },
+            Event::Started {
+                attempt: 1,
+                device: Device::Cpu,
+            },
             Event::Progress(Progress::default()),
             Event::Succeeded { model_step: 3 },
             Event::Cancelled {},
@@ -184,5 +193,13 @@ mod tests {
             assert_eq!(json["type"], event.kind());
             assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
         }
+    }
+
+    #[test]
+    fn an_attempt_of_an_earlier_release_was_on_the_processor() {
+        let json = r#"{"type": "started", "data": {"attempt": 2}}"#;
+        let event: Event = serde_json::from_str(json).unwrap();
+        let device = Device::Cpu;
+        assert_eq!(event, Event::Started { attempt: 2, device });
     }
 }

@@ -42,15 +42,18 @@ pub struct AttemptSpec {
     pub eval: Option<DatasetLocation>,
     /// Every micro-batch is split into this many parts: more than 1 after a trainer of this job ran out of
     /// memory. The batch of an optimizer step stays the same.
-    #[serde(default = "whole")]
+    #[serde(default = "one")]
     pub micro_batch_divisor: u32,
+    /// Joules that GPUs have spent on this job in earlier attempts.
+    #[serde(default)]
+    pub gpu_energy_j: f64,
     /// The server's data directory, as this trainer sees it.
     pub data_dir: PathBuf,
     /// The trainer reports at least this often.
     pub heartbeat_ms: u64,
 }
 
-fn whole() -> u32 {
+fn one() -> u32 {
     1
 }
 
@@ -91,4 +94,7 @@ pub struct MessagesResponse {
     pub acked_seq: u64,
     /// What to do.
     pub command: Command,
+    /// Attempts on this one's card, itself included: what they use together is divided by this.
+    #[serde(default = "one")]
+    pub jobs_on_device: u32,
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::problem::Problem;
-use crate::domain::ErrorCode;
+use crate::domain::{ErrorCode, Slot};
 
 /// A probe's answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -15,6 +15,16 @@ pub struct Health {
     /// `ok`.
     #[schema(example = "ok")]
     pub status: &'static str,
+}
+
+/// That the server can do its work, and what with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Readiness {
+    /// `ok`.
+    #[schema(example = "ok")]
+    pub status: &'static str,
+    /// What jobs are trained on; empty where nothing is trained.
+    pub slots: Vec<Slot>,
 }
 
 /// Is the process alive?
@@ -34,11 +44,11 @@ pub async fn healthz() -> Json<Health> {
     path = "/readyz",
     tag = "health",
     responses(
-        (status = 200, body = Health),
+        (status = 200, body = Readiness),
         (status = 503, description = "`unavailable`: the database does not answer, or the server is shutting down"),
     ),
 )]
-pub async fn readyz(State(state): State<AppState>) -> Result<Json<Health>, Problem> {
+pub async fn readyz(State(state): State<AppState>) -> Result<Json<Readiness>, Problem> {
     if state.shutdown.is_cancelled() {
         return Err(Problem::new(
             ErrorCode::Unavailable,
@@ -49,7 +59,10 @@ pub async fn readyz(State(state): State<AppState>) -> Result<Json<Health>, Probl
         tracing::error!(%cause, "the database does not answer");
         Problem::new(ErrorCode::Unavailable, "the database does not answer")
     })?;
-    Ok(Json(Health { status: "ok" }))
+    Ok(Json(Readiness {
+        status: "ok",
+        slots: state.slots.to_vec(),
+    }))
 }
 
 #[cfg(test)]
@@ -61,7 +74,10 @@ mod tests {
     #[tokio::test]
     async fn ready_until_shutdown_begins() {
         let app = TestApp::start().await;
-        assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
+        let ready = app.get("/readyz").await;
+        assert_eq!(ready.status, StatusCode::OK);
+        let slot = serde_json::json!({"device": {"type": "cpu"}, "jobs": 1, "memory_bytes": null});
+        assert_eq!(ready.json()["slots"], serde_json::json!([slot]));
         app.state.shutdown.cancel();
         app.get("/readyz")
             .await

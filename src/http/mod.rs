@@ -34,7 +34,7 @@ use axum::http::{Method, Uri};
 use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::{ArtifactError, DataDir};
-use crate::domain::{Clock, ErrorCode, Ids};
+use crate::domain::{Clock, ErrorCode, Ids, Slot};
 use crate::store::Store;
 pub use openapi::openapi_json;
 pub use pace::Pace;
@@ -54,6 +54,8 @@ pub struct AppState {
     pub ids: Arc<dyn Ids>,
     /// Where datasets and checkpoints lie.
     pub data_dir: DataDir,
+    /// What jobs are trained on.
+    pub slots: Arc<[Slot]>,
     /// Wakes the dispatcher: a job was queued or cancelled.
     pub worker: Arc<dyn Fn() + Send + Sync>,
     /// Bounds.
@@ -66,6 +68,13 @@ pub struct AppState {
     pub subscribers: Subscribers,
     /// `Idempotency-Key`s being handled.
     pub in_flight: InFlight,
+}
+
+impl AppState {
+    /// Jobs trained at a time.
+    fn jobs_at_a_time(&self) -> u32 {
+        self.slots.iter().map(|slot| slot.jobs).sum()
+    }
 }
 
 impl fmt::Debug for AppState {
@@ -91,8 +100,6 @@ pub struct Limits {
     pub subscribers_per_job: usize,
     /// How long a request waits for another one with its `Idempotency-Key`.
     pub idempotency_wait_ms: u64,
-    /// Jobs trained at a time.
-    pub slots: u32,
     /// How long an attempt lives without a message.
     pub lease_ms: i64,
     /// How often a trainer must report at least.
@@ -108,7 +115,6 @@ impl Default for Limits {
             body_pace: Pace::default(),
             subscribers_per_job: 2000,
             idempotency_wait_ms: 5_000,
-            slots: 1,
             lease_ms: 10_000,
             heartbeat_ms: 2_000,
         }

@@ -22,8 +22,8 @@ use super::digest::hex;
 use super::{AppState, InFlight, Limits, Subscribers, router, serve};
 use crate::artifacts::DataDir;
 use crate::domain::{
-    AttemptId, CheckpointRecord, Event, FileRecord, FixedClock, JobId, Message, MessagesRequest,
-    SequentialIds, Timestamp,
+    AttemptId, CheckpointRecord, Device, Event, FileRecord, FixedClock, JobId, Message,
+    MessagesRequest, Placement, SequentialIds, Slot, Timestamp,
 };
 use crate::store::Store;
 
@@ -59,6 +59,11 @@ impl TestApp {
             clock,
             ids,
             data_dir,
+            slots: Arc::new([Slot {
+                device: Device::Cpu,
+                jobs: 1,
+                memory_bytes: None,
+            }]),
             worker: Arc::new(move || {
                 count.fetch_add(1, Ordering::SeqCst);
             }),
@@ -125,10 +130,17 @@ impl TestApp {
         answer.json()
     }
 
-    /// Takes the next job as the worker would.
+    /// Takes the next job as the worker would for the processor.
     pub async fn claim(&self) -> Trainer<'_> {
-        let claimed = self.state.store.claim_next(60_000).await.unwrap();
-        let claimed = claimed.expect("a queued job");
+        self.claim_for(Placement::default()).await
+    }
+
+    /// Takes the next job as the worker would for this place.
+    pub async fn claim_for(&self, placement: Placement) -> Trainer<'_> {
+        let store = &self.state.store;
+        let next = store.next_queued().await.unwrap().expect("a queued job");
+        let claimed = store.claim(next.job_id, placement, 60_000).await.unwrap();
+        let claimed = claimed.expect("the job is still queued");
         Trainer {
             app: self,
             attempt_id: claimed.attempt_id,

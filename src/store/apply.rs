@@ -45,7 +45,7 @@ pub(super) async fn record(
     if attempt.is_over {
         let newest = messages.iter().map(|message| message.seq).max();
         return match newest {
-            Some(seq) if seq <= attempt.acked_seq => Ok(answer(&attempt)),
+            Some(seq) if seq <= attempt.acked_seq => answer(tx, &attempt).await,
             _ => Err(StoreError::Fenced),
         };
     }
@@ -74,10 +74,10 @@ pub(super) async fn record(
     .execute(&mut tx.conn)
     .await?;
     exactly_one(&result)?;
-    Ok(answer(&attempt))
+    answer(tx, &attempt).await
 }
 
-fn answer(attempt: &Attempt) -> MessagesResponse {
+async fn answer(tx: &mut Tx, attempt: &Attempt) -> Result<MessagesResponse, StoreError> {
     let command = if attempt.is_over {
         Command::Continue
     } else if attempt.cancel_requested {
@@ -87,10 +87,11 @@ fn answer(attempt: &Attempt) -> MessagesResponse {
     } else {
         Command::Continue
     };
-    MessagesResponse {
+    Ok(MessagesResponse {
         acked_seq: attempt.acked_seq,
         command,
-    }
+        jobs_on_device: attempt.jobs_on_device(tx).await?,
+    })
 }
 
 /// Applies one message; true if it ended the attempt.
@@ -152,6 +153,9 @@ async fn apply(tx: &mut Tx, attempt: &Attempt, message: &Message) -> Result<bool
         Event::Succeeded { model_step } => Ending::Failed {
             error: without_model(*model_step),
         },
+        Event::Failed { error } if error.code == ErrorCode::OutOfMemory && attempt.may_share => {
+            crowded_out(attempt, error)
+        }
         Event::Failed { error } => Ending::Failed {
             error: error.clone(),
         },
@@ -168,6 +172,23 @@ fn without_model(step: u64) -> JobError {
     );
     JobError::new(ErrorCode::CheckpointFailed, message)
         .hint("this is a fault of the trainer; the job's `trainer.log` on the server says more")
+}
+
+/// Memory was too little on a card that others may have been using: no fault of the job's, until it has had a card
+/// of its own. That is what the next attempt gets.
+fn crowded_out(attempt: &Attempt, error: &JobError) -> Ending {
+    if attempt.cancel_requested {
+        return Ending::Cancelled;
+    }
+    if attempt.pause_requested {
+        return Ending::Paused;
+    }
+    Ending::Lost {
+        reason: format!("{}; trying again on a GPU of its own", error.message),
+        cause: LossCause::OutOfMemory,
+        delay_ms: 0,
+        micro_batch_divisor: attempt.micro_batch_divisor,
+    }
 }
 
 async fn set_progress(tx: &mut Tx, job: JobId, progress: &Progress) -> Result<(), StoreError> {

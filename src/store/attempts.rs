@@ -7,15 +7,15 @@ use super::rows::{get, get_count, get_json, get_parsed};
 use super::types::{AttemptInput, Dataset, OpenAttempt};
 use super::writer::Tx;
 use super::{Store, StoreError};
-use crate::domain::{AttemptId, DatasetId, JobId, JobSpec, Timestamp};
+use crate::domain::{AttemptId, DatasetId, JobId, JobSpec, Placement, Timestamp};
 
 macro_rules! select_attempt {
     ($rest:literal) => {
         concat!(
             "SELECT attempt.id, attempt.job_id, attempt.number, attempt.token_sha256, \
              attempt.acked_seq, attempt.lease_expires_at, attempt.created_at, attempt.ended_at, \
-             job.cancel_requested_at, job.pause_requested_at, job.round, job.micro_batch_divisor, \
-             job.spec \
+             attempt.device, attempt.reserved_bytes, job.cancel_requested_at, \
+             job.pause_requested_at, job.round, job.micro_batch_divisor, job.spec, job.metrics \
              FROM attempt JOIN job ON job.id = attempt.job_id ",
             $rest
         )
@@ -23,18 +23,36 @@ macro_rules! select_attempt {
 }
 
 const SELECT: &str = select_attempt!("WHERE attempt.id = ?1");
+
+macro_rules! select_open {
+    ($rest:literal) => {
+        concat!(
+            "SELECT attempt.id, attempt.job_id, attempt.number, attempt.device, \
+             attempt.reserved_bytes FROM ",
+            $rest
+        )
+    };
+}
+
 pub(super) const OPEN: &str =
-    "SELECT id, job_id, number FROM attempt WHERE ended_at IS NULL ORDER BY lease_expires_at";
-pub(super) const EXPIRED: &str = "SELECT id, job_id, number FROM attempt \
-     WHERE ended_at IS NULL AND lease_expires_at < ?1 ORDER BY lease_expires_at";
-pub(super) const OVERDUE_CANCELS: &str = "SELECT attempt.id, attempt.job_id, attempt.number \
-     FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
-     WHERE job.cancel_requested_at < ?1";
-pub(super) const OVERDUE_PAUSES: &str = "SELECT attempt.id, attempt.job_id, attempt.number \
-     FROM job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
-     WHERE job.pause_requested_at < ?1";
-pub(super) const OVERRUN: &str = "SELECT id, job_id, number FROM attempt \
-     WHERE ended_at IS NULL AND deadline_at IS NOT NULL AND deadline_at <= ?1";
+    select_open!("attempt WHERE ended_at IS NULL ORDER BY lease_expires_at");
+pub(super) const EXPIRED: &str = select_open!(
+    "attempt WHERE ended_at IS NULL AND lease_expires_at < ?1 ORDER BY lease_expires_at"
+);
+pub(super) const OVERDUE_CANCELS: &str = select_open!(
+    "job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
+     WHERE job.cancel_requested_at < ?1"
+);
+pub(super) const OVERDUE_PAUSES: &str = select_open!(
+    "job JOIN attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL \
+     WHERE job.pause_requested_at < ?1"
+);
+pub(super) const OVERRUN: &str = select_open!(
+    "attempt WHERE ended_at IS NULL AND deadline_at IS NOT NULL AND deadline_at <= ?1"
+);
+/// Open attempts are as few as slots.
+const ON_DEVICE: &str =
+    "SELECT COUNT(*) AS jobs FROM attempt WHERE ended_at IS NULL AND device = ?1";
 
 impl Store {
     /// What the attempt is to do. `Fenced` for a wrong token or an attempt that is over.
@@ -64,6 +82,7 @@ impl Store {
             job_id: attempt.job_id,
             spec,
             micro_batch_divisor: get_count(&row, "micro_batch_divisor")?,
+            metrics: get_json(&row, "metrics")?,
             train,
             eval,
         })
@@ -134,7 +153,16 @@ fn read_open(row: &SqliteRow) -> Result<OpenAttempt, StoreError> {
         attempt_id: get_parsed(row, "id")?,
         attempt: get_count(row, "number")?,
         job_id: get_parsed(row, "job_id")?,
+        placement: Placement {
+            device: get_json(row, "device")?,
+            reserved_bytes: reserved_bytes(row)?,
+        },
     })
+}
+
+fn reserved_bytes(row: &SqliteRow) -> Result<Option<u64>, StoreError> {
+    let bytes: Option<i64> = get(row, "reserved_bytes")?;
+    Ok(bytes.and_then(|bytes| u64::try_from(bytes).ok()))
 }
 
 /// An attempt's row, as far as transitions need it.
@@ -148,6 +176,11 @@ pub(super) struct Attempt {
     pub is_over: bool,
     pub cancel_requested: bool,
     pub pause_requested: bool,
+    /// Of its job.
+    pub micro_batch_divisor: u32,
+    /// Others may be on its card.
+    pub may_share: bool,
+    device: String,
     token_sha256: String,
 }
 
@@ -169,6 +202,20 @@ impl Attempt {
         }
     }
 
+    /// Attempts on this one's card, itself included.
+    pub async fn jobs_on_device(&self, tx: &mut Tx) -> Result<u32, StoreError> {
+        if !self.may_share {
+            return Ok(1);
+        }
+        let row = sqlx::query(ON_DEVICE)
+            .bind(&self.device)
+            .fetch_one(&mut tx.conn)
+            .await?;
+        let jobs: u32 = get_count(&row, "jobs")?;
+        // It may have ended with the messages it is told this in answer to.
+        Ok(jobs.max(1))
+    }
+
     fn read(row: &SqliteRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: get_parsed(row, "id")?,
@@ -180,6 +227,9 @@ impl Attempt {
             is_over: get::<Option<i64>>(row, "ended_at")?.is_some(),
             cancel_requested: get::<Option<i64>>(row, "cancel_requested_at")?.is_some(),
             pause_requested: get::<Option<i64>>(row, "pause_requested_at")?.is_some(),
+            micro_batch_divisor: get_count(row, "micro_batch_divisor")?,
+            may_share: reserved_bytes(row)?.is_some(),
+            device: get(row, "device")?,
             token_sha256: get(row, "token_sha256")?,
         })
     }

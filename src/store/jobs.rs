@@ -15,7 +15,9 @@ pub(super) const PAST_EVERY_ID: &str = "~";
 macro_rules! job_columns {
     () => {
         "id, status, phase, spec, progress, metrics, error, attempt, cancel_requested_at, \
-         pause_requested_at, not_before, model_step, created_at, started_at, finished_at"
+         pause_requested_at, not_before, model_step, created_at, started_at, finished_at, \
+         (SELECT device FROM attempt \
+          WHERE attempt.job_id = job.id AND attempt.number = job.attempt) AS device"
     };
 }
 
@@ -173,6 +175,7 @@ fn read_job(row: &SqliteRow) -> Result<Job, StoreError> {
         metrics: get_json(row, "metrics")?,
         error: get_json_or_null(row, "error")?,
         attempt: get_count(row, "attempt")?,
+        device: get_json_or_null(row, "device")?,
         cancel_requested: time("cancel_requested_at")?.is_some(),
         pause_requested: time("pause_requested_at")?.is_some(),
         not_before: time("not_before")?.filter(|at| at.0 > 0),

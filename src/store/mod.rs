@@ -27,6 +27,8 @@ mod rows;
 mod spool;
 mod subscribers;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod types;
 mod writer;
@@ -48,7 +50,7 @@ pub use backup::{DatabaseContents, check_database, copy_database};
 pub use error::StoreError;
 pub use types::{
     AttemptEnd, AttemptInput, ClaimedAttempt, Dataset, Idempotency, Job, JobPatch, MetricPoint,
-    OpenAttempt, QueueLoad, StoredCheckpoint, StoredEvent,
+    OpenAttempt, QueueLoad, QueuedJob, StoredCheckpoint, StoredEvent,
 };
 
 use subscribers::Subscribers;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::domain::{
-    AttemptId, CheckpointRecord, DatasetId, DatasetLayout, Event, JobError, JobId, JobSpec,
-    LossCause, Phase, Progress, RetryPolicy, Status, Timestamp,
+    AttemptId, CheckpointRecord, DatasetId, DatasetLayout, Device, Event, JobError, JobId, JobSpec,
+    LossCause, Phase, Placement, Progress, RetryPolicy, Status, Timestamp,
 };
 
 /// A job as it stands.
@@ -22,6 +22,8 @@ pub struct Job {
     pub error: Option<JobError>,
     /// Attempts started so far.
     pub attempt: u32,
+    /// What the newest attempt trains on, or did.
+    pub device: Option<Device>,
     /// A cancel was asked for and has not taken effect yet.
     pub cancel_requested: bool,
     /// A pause was asked for and has not taken effect yet.
@@ -84,6 +86,17 @@ pub struct Dataset {
     pub created_at: Timestamp,
 }
 
+/// The job that is to be claimed next, as far as a place for it depends on it.
+#[derive(Clone, Debug)]
+pub struct QueuedJob {
+    pub job_id: JobId,
+    pub spec: JobSpec,
+    /// Parts that micro-batches are split into.
+    pub micro_batch_divisor: u32,
+    /// An attempt of this round ended for want of memory: an estimate of what it takes has proved wrong.
+    pub ran_out_of_memory: bool,
+}
+
 /// A job that was just handed to a slot.
 #[derive(Clone, Debug)]
 pub struct ClaimedAttempt {
@@ -93,14 +106,18 @@ pub struct ClaimedAttempt {
     pub job_id: JobId,
     /// Bearer token of this attempt; only its SHA-256 is stored.
     pub token: String,
+    /// What to train on.
+    pub device: Device,
 }
 
 /// An attempt that has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenAttempt {
     pub attempt_id: AttemptId,
     pub attempt: u32,
     pub job_id: JobId,
+    /// Where it is, and what it holds there.
+    pub placement: Placement,
 }
 
 /// What a trainer needs from the store to begin; paths are added by `worker`.
@@ -111,6 +128,8 @@ pub struct AttemptInput {
     pub spec: JobSpec,
     /// Parts that micro-batches are split into.
     pub micro_batch_divisor: u32,
+    /// Newest value of every metric by name.
+    pub metrics: BTreeMap<String, f64>,
     pub train: Dataset,
     pub eval: Option<Dataset>,
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::domain::{
-    Command, ErrorCode, FileRecord, JobError, LogLevel, LossCause, Phase, Progress, RetryPolicy,
+    Command, ErrorCode, FileRecord, JobError, LogLevel, LossCause, Phase, Placement, Progress,
+    RetryPolicy,
 };
 
 fn died() -> JobError {
@@ -24,6 +25,7 @@ fn open(claimed: &ClaimedAttempt) -> OpenAttempt {
         attempt_id: claimed.attempt_id,
         attempt: claimed.attempt,
         job_id: claimed.job_id,
+        placement: Placement::default(),
     }
 }
 

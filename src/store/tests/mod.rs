@@ -2,6 +2,7 @@
 
 mod attempts;
 mod concurrency;
+mod devices;
 mod faults;
 mod jobs;
 mod model;

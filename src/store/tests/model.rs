@@ -1,7 +1,7 @@
 //! Random operations against the store and against a model small enough to be read, side by side.
 
 use super::*;
-use crate::domain::{ErrorCode, JobError, LogLevel, LossCause, RetryPolicy};
+use crate::domain::{Device, ErrorCode, JobError, LogLevel, LossCause, RetryPolicy};
 
 const OPERATIONS: u64 = 3000;
 const OPERATIONS_OF_THE_LANE: u64 = 100_000;
@@ -304,7 +304,10 @@ fn random_event(random: &mut Random) -> Event {
             reason: "told to".to_owned(),
         },
         4 => Event::Progress(crate::domain::Progress::default()),
-        5 => Event::Started { attempt: 9 },
+        5 => Event::Started {
+            attempt: 9,
+            device: Device::Cpu,
+        },
         6 => metrics(3, "loss", 0.5),
         7 => Event::Checkpoint(checkpoint(3)),
         _ => Event::Log {

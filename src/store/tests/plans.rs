@@ -5,12 +5,13 @@ use sqlx::Row;
 use super::*;
 use crate::store::{attempts, checkpoints, claim, datasets, events, jobs, metrics, queue};
 
-const HOT: [&str; 17] = [
+const HOT: [&str; 18] = [
     jobs::SELECT,
     jobs::LIST,
     jobs::LIST_BY_STATUS,
     queue::AHEAD,
     queue::LOAD,
+    claim::NEXT,
     claim::CLAIM,
     events::PAGE,
     metrics::ALL,

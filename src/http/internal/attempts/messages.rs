@@ -51,7 +51,10 @@ mod tests {
         let answer = trainer
             .report(vec![TestApp::metrics(1, &[("loss", 0.5)])])
             .await;
-        assert_eq!(answer, json!({"acked_seq": 1, "command": "continue"}));
+        assert_eq!(
+            answer,
+            json!({"acked_seq": 1, "command": "continue", "jobs_on_device": 1})
+        );
         trainer.next_seq = 1;
         let answer = trainer
             .report(vec![TestApp::metrics(1, &[("loss", 0.5)])])
@@ -74,7 +77,10 @@ mod tests {
         let answer = trainer
             .report(vec![TestApp::metrics(1, &[("loss", 0.5)])])
             .await;
-        assert_eq!(answer, json!({"acked_seq": 1, "command": "pause"}));
+        assert_eq!(
+            answer,
+            json!({"acked_seq": 1, "command": "pause", "jobs_on_device": 1})
+        );
         // A cancel says more than a pause.
         let path = format!("/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
         app.request("POST", &path, &[], "").await;

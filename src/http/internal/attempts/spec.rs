@@ -27,6 +27,7 @@ pub async fn get_spec(
         train: location(&state, input.train),
         eval: input.eval.map(|dataset| location(&state, dataset)),
         micro_batch_divisor: input.micro_batch_divisor,
+        gpu_energy_j: input.metrics.get("gpu_energy_j").copied().unwrap_or(0.0),
         data_dir: state.data_dir.root().to_owned(),
         heartbeat_ms: state.limits.heartbeat_ms,
     }))
@@ -46,7 +47,7 @@ fn location(state: &AppState, dataset: Dataset) -> DatasetLocation {
 mod tests {
     use axum::http::StatusCode;
 
-    use crate::domain::AttemptSpec;
+    use crate::domain::{AttemptSpec, Event};
     use crate::http::testing::TestApp;
 
     #[tokio::test]
@@ -59,10 +60,25 @@ mod tests {
         let spec: AttemptSpec = serde_json::from_value(answer.json()).unwrap();
         assert_eq!(spec.job_id.to_string(), job["id"].as_str().unwrap());
         assert_eq!(spec.attempt, 1);
+        assert_eq!(spec.gpu_energy_j, 0.0);
         assert_eq!(spec.train.layout.columns, ["text", "label"]);
         assert!(spec.train.path.is_file());
         assert_eq!(spec.eval, None);
         assert_eq!(spec.data_dir, app.state.data_dir.root());
+    }
+
+    #[tokio::test]
+    async fn the_next_trainer_learns_what_the_job_has_cost() {
+        let app = TestApp::start().await;
+        app.queued_job().await;
+        let mut trainer = app.claim().await;
+        let spent = TestApp::metrics(3, &[("gpu_energy_j", 1234.5)]);
+        let reason = "stop".to_owned();
+        trainer
+            .report(vec![spent, Event::Requeued { reason }])
+            .await;
+        let answer = app.claim().await.get_spec().await;
+        assert_eq!(answer.json()["gpu_energy_j"], 1234.5);
     }
 
     #[tokio::test]

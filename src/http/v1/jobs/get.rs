@@ -34,7 +34,7 @@ mod tests {
     use axum::http::StatusCode;
     use serde_json::{Value, json};
 
-    use crate::domain::Event;
+    use crate::domain::{Device, Event, Placement};
     use crate::http::testing::TestApp;
 
     #[tokio::test]
@@ -52,6 +52,8 @@ mod tests {
         assert_eq!(running["status"], "running");
         assert_eq!(running["queue_position"], Value::Null);
         assert_eq!(running["attempt"], 1);
+        assert_eq!(queued["device"], Value::Null);
+        assert_eq!(running["device"], json!({"type": "cpu"}));
         assert_eq!(running["model_dir"], Value::Null);
 
         trainer
@@ -65,6 +67,27 @@ mod tests {
         assert!(done["finished_at"].is_string());
         assert_eq!(done["error"], Value::Null);
         assert_eq!(done["metadata"], json!({"team": "support"}));
+    }
+
+    #[tokio::test]
+    async fn a_job_says_which_card_it_is_on() {
+        let app = TestApp::start().await;
+        app.queued_job().await;
+        let device = Device::Cuda {
+            name: "NVIDIA H100".to_owned(),
+            uuid: "GPU-1".to_owned(),
+        };
+        let placement = Placement {
+            device,
+            reserved_bytes: None,
+        };
+        let job = app.claim_for(placement).await.job_id;
+        let view = app.get(&format!("/v1/jobs/{job}")).await.json();
+        let device = json!({"type": "cuda", "name": "NVIDIA H100", "uuid": "GPU-1"});
+        assert_eq!(view["device"], device);
+        let events = app.get(&format!("/v1/jobs/{job}/events")).await.json();
+        let started = json!({"attempt": 1, "device": device});
+        assert_eq!(events["data"][1]["data"], started);
     }
 
     #[tokio::test]

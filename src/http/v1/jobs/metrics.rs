@@ -67,7 +67,9 @@ pub struct Point {
 /// Get metric series
 ///
 /// HF's names: `loss`, `grad_norm`, `learning_rate` while training, `eval_loss`, `eval_accuracy`, … after each
-/// evaluation.
+/// evaluation. On a GPU also, every ten seconds and at the end of an attempt: `gpu_utilization_percent` and
+/// `gpu_power_w` (of the card, means since the last value), `gpu_memory_bytes` (the most that the job's trainer held since),
+/// `gpu_energy_j` (of the job so far, over all attempts; several jobs on one card are charged equal parts).
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/metrics",

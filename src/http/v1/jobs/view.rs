@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::estimate;
-use crate::domain::{JobError, JobId, JobSpec, Phase, Progress, Status, Timestamp};
+use crate::domain::{Device, JobError, JobId, JobSpec, Phase, Progress, Status, Timestamp};
 use crate::http::AppState;
 use crate::http::problem::Problem;
 use crate::store::{Job, QueueLoad};
@@ -29,7 +29,8 @@ pub struct JobView {
     #[schema(required)]
     pub progress: Option<Progress>,
     /// Newest value of every metric by name, with HF's names: `loss`, `learning_rate`, `grad_norm`, `eval_loss`,
-    /// `eval_accuracy`, at the end `train_runtime`, `train_samples_per_second`.
+    /// `eval_accuracy`, at the end `train_runtime`, `train_samples_per_second`. On a GPU also `gpu_utilization_percent`,
+    /// `gpu_memory_bytes`, `gpu_power_w`, and `gpu_energy_j`, what the job has cost so far.
     #[schema(example = json!({"loss": 0.31, "eval_loss": 0.28, "eval_accuracy": 0.93}))]
     pub metrics: BTreeMap<String, f64>,
     /// Why it failed; set exactly when `status` is `failed`.
@@ -37,6 +38,9 @@ pub struct JobView {
     pub error: Option<JobError>,
     /// Attempts started so far.
     pub attempt: u32,
+    /// What the newest attempt trains on, or did.
+    #[schema(required)]
+    pub device: Option<Device>,
     /// Jobs with a higher one are started first, older ones first among equals.
     pub priority: i32,
     /// 1 for the job that is started next. Set while `status` is `queued`, for the first thousand jobs.
@@ -109,8 +113,8 @@ impl Queue {
 
 fn view_in(state: &AppState, queue: &Queue, job: Job) -> JobView {
     let queue_position = queue.positions.get(&job.id).copied();
-    let wait_s =
-        queue_position.and_then(|at| estimate::wait_s(at, state.limits.slots, &queue.load));
+    let slots = state.jobs_at_a_time();
+    let wait_s = queue_position.and_then(|at| estimate::wait_s(at, slots, &queue.load));
     #[expect(
         clippy::cast_possible_truncation,
         reason = "a guess; the cast saturates"
@@ -128,6 +132,7 @@ fn view_in(state: &AppState, queue: &Queue, job: Job) -> JobView {
         metrics: job.metrics,
         error: job.error,
         attempt: job.attempt,
+        device: job.device,
         priority: job.spec.priority,
         queue_position,
         estimated_start_at: estimated_start_at.map(|at| at.max(job.not_before.unwrap_or(at))),

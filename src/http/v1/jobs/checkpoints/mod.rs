@@ -119,6 +119,7 @@ mod tests {
             metrics: BTreeMap::new(),
             error: None,
             attempt: 1,
+            device: None,
             cancel_requested: false,
             pause_requested: false,
             not_before: None,
