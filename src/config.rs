@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 use serde::Deserialize;
@@ -18,9 +19,13 @@ pub struct Settings {
     /// Folder for the database, datasets, checkpoints and cached models
     #[arg(long, env = "CHANDLER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Jobs trained at a time; 0 accepts and queues but trains nothing
-    #[arg(long, env = "CHANDLER_SLOTS", value_name = "N")]
-    pub slots: Option<u32>,
+    /// Jobs trained on the processor at a time (0 accepts and queues but trains nothing), or `auto`: jobs are
+    /// trained on this machine's GPUs, if it has any
+    #[arg(long, env = "CHANDLER_SLOTS", value_name = "N|auto")]
+    pub slots: Option<SlotSetting>,
+    /// With `--slots auto`, jobs trained on one GPU at a time, as far as its memory suffices
+    #[arg(long, env = "CHANDLER_JOBS_PER_GPU", value_name = "N")]
+    pub jobs_per_gpu: Option<u32>,
     /// Threads of one trainer (all cores shared between the slots unless given)
     #[arg(long, env = "CHANDLER_THREADS", value_name = "N")]
     pub threads: Option<u32>,
@@ -34,6 +39,58 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(default)]
     pub attempts: AttemptSettings,
+}
+
+/// What jobs are trained on: a number, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "NumberOrWord")]
+pub enum SlotSetting {
+    /// The processor, so many jobs at a time.
+    Cpu(u32),
+    /// The GPUs there are; without any, the processor.
+    Auto,
+}
+
+impl Default for SlotSetting {
+    fn default() -> Self {
+        Self::Cpu(Self::CPU_JOBS)
+    }
+}
+
+impl SlotSetting {
+    /// Jobs at a time on the processor unless given: a trainer has use for all cores.
+    pub const CPU_JOBS: u32 = 1;
+}
+
+impl FromStr for SlotSetting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number
+                .parse()
+                .map(Self::Cpu)
+                .map_err(|_| format!("`{text}` is neither a number nor `auto`")),
+        }
+    }
+}
+
+/// As TOML has it: `2` or `"auto"`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrWord {
+    Number(u32),
+    Word(String),
+}
+
+impl TryFrom<NumberOrWord> for SlotSetting {
+    type Error = String;
+    fn try_from(given: NumberOrWord) -> Result<Self, String> {
+        match given {
+            NumberOrWord::Number(jobs) => Ok(Self::Cpu(jobs)),
+            NumberOrWord::Word(word) => word.parse(),
+        }
+    }
 }
 
 /// Time limits of attempts; in a file the table `[attempts]`. Not for everyday use.
@@ -71,6 +128,7 @@ impl Settings {
             listen: self.listen.or(other.listen),
             data_dir: self.data_dir.or(other.data_dir),
             slots: self.slots.or(other.slots),
+            jobs_per_gpu: self.jobs_per_gpu.or(other.jobs_per_gpu),
             threads: self.threads.or(other.threads),
             log_json: self.log_json.or(other.log_json),
             drain: self.drain.or(other.drain),
@@ -89,10 +147,13 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The data directory.
     pub data_dir: PathBuf,
-    /// Jobs trained at a time.
-    pub slots: u32,
-    /// Threads of one trainer.
-    pub threads: u32,
+    /// What jobs are trained on.
+    pub slots: SlotSetting,
+    /// Jobs trained on one GPU at a time, 1 unless given: a trainer has use for a whole card, and two at once each
+    /// take about twice as long. More pays where jobs are small.
+    pub jobs_per_gpu: u32,
+    /// Threads of one trainer, where given.
+    pub threads: Option<u32>,
     /// Whether trainers leave when the server does.
     pub drain: bool,
     /// Time limits of attempts.
@@ -152,13 +213,20 @@ impl Config {
     /// # Errors
     /// `config_invalid` for a value out of range.
     pub fn new(settings: Settings) -> Result<Self, JobError> {
-        let slots = settings.slots.unwrap_or(1);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shared = u32::try_from(cores).unwrap_or(1) / slots.max(1);
-        let threads = settings.threads.unwrap_or(shared.max(1));
-        let limits = [("slots", slots, 0, 256), ("threads", threads, 1, 1024)];
+        let slots = settings.slots.unwrap_or_default();
+        let cpu_jobs = match slots {
+            SlotSetting::Cpu(jobs) => Some(jobs),
+            SlotSetting::Auto => None,
+        };
+        let limits = [
+            ("slots", cpu_jobs, 0, 256),
+            ("jobs_per_gpu", settings.jobs_per_gpu, 1, 64),
+            ("threads", settings.threads, 1, 1024),
+        ];
         for (name, value, low, high) in limits {
-            if !(low..=high).contains(&value) {
+            if let Some(value) = value
+                && !(low..=high).contains(&value)
+            {
                 return Err(JobError::new(
                     ErrorCode::ConfigInvalid,
                     format!("{name} is {value}, but must be between {low} and {high}"),
@@ -174,11 +242,19 @@ impl Config {
                 .data_dir
                 .unwrap_or_else(|| PathBuf::from("chandler-data")),
             slots,
-            threads,
+            jobs_per_gpu: settings.jobs_per_gpu.unwrap_or(1),
+            threads: settings.threads,
             // On a port that the system chooses, the trainers would never find the next server.
             drain: settings.drain.unwrap_or(listen.port() == 0),
             attempts: AttemptConfig::new(&settings.attempts)?,
         })
+    }
+
+    /// Threads of one trainer when `jobs` are trained at a time: all cores shared between them, unless given.
+    pub fn threads_of_one(&self, jobs: u32) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = u32::try_from(cores).unwrap_or(1) / jobs.max(1);
+        self.threads.unwrap_or(shared.max(1))
     }
 }
 
@@ -192,11 +268,11 @@ mod tests {
         let path = dir.path().join("chandler.toml");
         std::fs::write(&path, "slots = 3\nlisten = \"127.0.0.1:9000\"\n").unwrap();
         let flags = Settings {
-            slots: Some(2),
+            slots: Some(SlotSetting::Cpu(2)),
             ..Settings::default()
         };
         let config = Config::new(flags.or(Settings::from_file(&path).unwrap())).unwrap();
-        assert_eq!(config.slots, 2);
+        assert_eq!(config.slots, SlotSetting::Cpu(2));
         assert_eq!(config.listen.port(), 9000);
         assert_eq!(config.data_dir, PathBuf::from("chandler-data"));
     }
@@ -209,11 +285,50 @@ mod tests {
         let error = Settings::from_file(&path).unwrap_err();
         assert_eq!(error.code, ErrorCode::ConfigInvalid);
         assert!(error.message.contains("slotz"), "{}", error.message);
-        let settings = Settings {
-            slots: Some(1000),
-            ..Settings::default()
-        };
-        assert!(Config::new(settings).is_err());
+        for (text, named) in [
+            ("slots = 1000", "slots"),
+            ("slots = -1", "slots"),
+            ("slots = \"all\"", "`all`"),
+            ("jobs_per_gpu = 0", "jobs_per_gpu"),
+            ("threads = 0", "threads"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Settings::from_file(&path)
+                .and_then(Config::new)
+                .unwrap_err();
+            assert_eq!(error.code, ErrorCode::ConfigInvalid);
+            assert!(error.message.contains(named), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn slots_are_a_number_or_auto() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chandler.toml");
+        std::fs::write(&path, "slots = \"auto\"\njobs_per_gpu = 4\n").unwrap();
+        let config = Config::new(Settings::from_file(&path).unwrap()).unwrap();
+        assert_eq!((config.slots, config.jobs_per_gpu), (SlotSetting::Auto, 4));
+        let config = Config::new(Settings::default()).unwrap();
+        assert_eq!(
+            (config.slots, config.jobs_per_gpu),
+            (SlotSetting::Cpu(1), 1)
+        );
+        assert_eq!("auto".parse(), Ok(SlotSetting::Auto));
+        assert_eq!("3".parse(), Ok(SlotSetting::Cpu(3)));
+        for wrong in ["", "Auto", "-1", "1.5", "gpu"] {
+            assert!(wrong.parse::<SlotSetting>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn trainers_share_the_cores_unless_told_otherwise() {
+        let cores = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+        let mut config = Config::new(Settings::default()).unwrap();
+        assert_eq!(config.threads_of_one(1), cores);
+        assert_eq!(config.threads_of_one(0), cores);
+        assert_eq!(config.threads_of_one(10_000), 1);
+        config.threads = Some(3);
+        assert_eq!(config.threads_of_one(10_000), 3);
     }
 
     #[test]

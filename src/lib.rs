@@ -26,7 +26,7 @@
 //! | [`data`] | readers, labels, tokenisation into a cache on disk, split, batches read ahead, data order |
 //! | [`optim`] | AdamW, parameter groups, clipping, schedules |
 //! | [`train`] | the trainer: loop, step, evaluation, checkpoint, export |
-//! | [`worker`] | dispatcher, executor, rescuer; `entry` is `chandler train` |
+//! | [`worker`] | dispatcher, slots and the GPUs behind them, executor, rescuer; `entry` is `chandler train` |
 //! | [`http`] | the API |
 //! | [`cli`] | the command line |
 //!
@@ -36,8 +36,9 @@
 //!
 //! 1. `POST /v1/jobs` → [`http`] parses it into a [`domain::JobSpec`], reporting every error at once.
 //! 2. [`store`] writes the job and its `queued` event in one transaction; then `201`, and the worker wakes.
-//! 3. The [`worker`]'s dispatcher claims the next queued job for a free slot: one guarded statement that
-//!    makes it `running` and gives the attempt a token and a lease. The executor starts `chandler train`.
+//! 3. The [`worker`]'s dispatcher finds a slot for the next queued job, the processor or a GPU with room, and claims
+//!    it: one guarded statement that makes it `running` and gives the attempt a token and a lease. The executor starts
+//!    `chandler train`.
 //! 4. The trainer fetches its spec, asks [`hub`] for the base model, [`train`] does the rest:
 //!    [`data`] → [`models`] and [`heads`] → [`optim`], resuming from the newest sound checkpoint.
 //! 5. What happens becomes an [`domain::Event`], is spooled to disk, sent, stored, and only then seen.

@@ -10,11 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::{DataDir, DataDirLock};
 use crate::config::Config;
-use crate::domain::{Clock, ErrorCode, Ids, JobError, RetryPolicy, SystemClock, SystemIds};
+use crate::domain::{
+    Clock, ErrorCode, Ids, JobError, ModelShape, RetryPolicy, SystemClock, SystemIds,
+};
 use crate::http::v1::jobs::{InFlight, Subscribers};
 use crate::http::{self, AppState, Limits};
+use crate::hub::{Hub, HubEnv, HubOptions};
 use crate::store::Store;
-use crate::worker::{Shutdown, Worker, WorkerHandle, WorkerOptions};
+use crate::worker::{Shutdown, Slots, Worker, WorkerHandle, WorkerOptions};
 
 /// A running server.
 pub struct Server {
@@ -44,11 +47,13 @@ impl Server {
         let store = Store::open(&data_dir.database(), Arc::clone(&clock), Arc::clone(&ids))
             .await
             .context("failed to open the database")?;
-        let worker = Worker::start(
-            store.clone(),
-            worker_options(config, &data_dir, address)?,
-            Arc::clone(&clock),
-        );
+        let slots = Slots::find(config.slots, config.jobs_per_gpu);
+        let listed = slots.list();
+        for slot in &listed {
+            tracing::info!(device = %slot.device, jobs = slot.jobs, memory_bytes = slot.memory_bytes, "slot");
+        }
+        let options = worker_options(config, slots, &data_dir, address)?;
+        let worker = Worker::start(store.clone(), options, Arc::clone(&clock));
         let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let wake = worker.clone();
         let state = AppState {
@@ -56,9 +61,9 @@ impl Server {
             clock,
             ids,
             data_dir: data_dir.clone(),
+            slots: listed.into(),
             worker: Arc::new(move || wake.wake()),
             limits: Limits {
-                slots: config.slots,
                 lease_ms: config.attempts.lease_ms,
                 heartbeat_ms: config.attempts.heartbeat_ms,
                 ..Limits::default()
@@ -137,13 +142,16 @@ impl Server {
 
 fn worker_options(
     config: &Config,
+    slots: Slots,
     data_dir: &DataDir,
     address: SocketAddr,
 ) -> anyhow::Result<WorkerOptions> {
     let url = format!("http://{}", reachable(address));
+    let jobs = slots.list().iter().map(|slot| slot.jobs).sum();
     Ok(WorkerOptions {
-        slots: config.slots,
-        threads_per_trainer: Some(config.threads),
+        threads_per_trainer: Some(config.threads_of_one(jobs)),
+        slots,
+        model_shape,
         lease_ms: config.attempts.lease_ms,
         heartbeat_ms: config.attempts.heartbeat_ms,
         retry: RetryPolicy {
@@ -152,6 +160,12 @@ fn worker_options(
         },
         ..WorkerOptions::new(data_dir.clone(), url, std::env::current_exe()?)
     })
+}
+
+/// As the trainers would find it, without looking anywhere but on this machine.
+fn model_shape(data_dir: &DataDir, model: &str) -> Option<ModelShape> {
+    let options = HubOptions::new(data_dir.clone(), HubEnv::from_process());
+    Hub::new(options).shape_at_hand(model)
 }
 
 /// A wildcard address is no address to connect to.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::domain::AttemptId;
+use crate::domain::{AttemptId, DEVICE_ENV, DeviceKind};
 use crate::worker::TOKEN_ENV;
 use crate::worker::entry::{self, TrainerArguments};
 
@@ -24,6 +24,9 @@ pub struct Train {
     /// Threads to train with
     #[arg(long)]
     threads: Option<usize>,
+    /// What to train on, `cpu` or `cuda`
+    #[arg(long, env = DEVICE_ENV, default_value = "cpu")]
+    device: DeviceKind,
 }
 
 impl Train {
@@ -44,6 +47,7 @@ impl Train {
             attempt_dir: self.attempt_dir,
             token,
             threads: self.threads.unwrap_or(cores),
+            device: self.device,
         })
     }
 }

@@ -1,21 +1,25 @@
 //! `chandler train`: one attempt at one job, in a process of its own. Reads the spec from the server,
 //! trains, reports. It never opens the database, and a crash here cannot hurt the API.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::artifacts::{self, DataDir};
 use crate::domain::{
-    AttemptId, AttemptSpec, Command, ErrorCode, Event, JobError, LogLevel, Phase, SystemClock,
+    AttemptId, AttemptSpec, Command, DeviceKind, ErrorCode, Event, JobError, LogLevel, Phase,
+    Progress, SystemClock,
 };
 use crate::faults::Faults;
 use crate::hub::{Hub, HubEnv, HubOptions};
 use crate::kernels::pool;
 use crate::train::{self, Observer, Outcome, TrainJob};
 
+use super::gpus::meter::{GpuMeter, SAMPLE_EVERY};
 use super::reporter::{Reporter, fetch_spec};
 
 /// How long the last messages may take to reach the server. While it is away the spool keeps them.
@@ -40,6 +44,8 @@ pub struct TrainerArguments {
     pub token: String,
     /// Threads to train with.
     pub threads: usize,
+    /// What to train on.
+    pub device: DeviceKind,
 }
 
 /// Runs the attempt to its end.
@@ -87,11 +93,21 @@ pub fn run(arguments: &TrainerArguments) -> ExitCode {
         reporter,
         stop,
         preparing: AtomicBool::new(true),
+        gpu: match arguments.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => GpuMeter::start(spec.gpu_energy_j).ok(),
+        },
+        place: Mutex::default(),
     };
     std::thread::scope(|scope| {
         scope.spawn(|| reporting.leave_while_preparing());
+        let (under_way, over) = mpsc::channel();
+        let gpu_reports = scope.spawn(|| reporting.report_gpu(over));
         let outcome = attempt(&spec, faults, &reporting);
         reporting.preparing.store(false, Ordering::Release);
+        // Nothing may be reported after the end.
+        drop(under_way);
+        gpu_reports.join().ok();
         reporting.end(outcome)
     })
 }
@@ -151,12 +167,25 @@ struct Reporting {
     stop: Arc<AtomicBool>,
     /// Until training begins.
     preparing: AtomicBool,
+    /// The card, if there is one.
+    gpu: Option<GpuMeter>,
+    /// Step and epoch that training has reached in this attempt.
+    place: Mutex<Option<(u64, f64)>>,
 }
 
 impl Observer for Reporting {
     fn event(&self, event: Event) {
         if matches!(event, Event::Phase { phase } if phase == Phase::Training) {
             self.preparing.store(false, Ordering::Release);
+        }
+        if let Event::Progress(Progress {
+            global_step: step,
+            epoch,
+            ..
+        })
+        | Event::Metrics { step, epoch, .. } = event
+        {
+            self.reach(step, epoch);
         }
         self.reporter.event(event);
     }
@@ -193,11 +222,52 @@ impl Reporting {
         }
     }
 
-    /// Reports how it ended.
+    /// The model may be an earlier checkpoint, whose numbers are told last.
+    fn reach(&self, step: u64, epoch: f64) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none_or(|(before, _)| before <= step) {
+            *place = Some((step, epoch));
+        }
+    }
+
+    fn reached(&self) -> Option<(u64, f64)> {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports what the card does until the attempt is over. Before the first step there is no place in the series to
+    /// report it for.
+    fn report_gpu(&self, over: Receiver<()>) {
+        let Some(gpu) = &self.gpu else { return };
+        while over.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Timeout) {
+            gpu.shared_by(self.reporter.jobs_on_device());
+            let now = Instant::now();
+            if let Some(place) = self.reached()
+                && gpu.is_due(now)
+            {
+                self.gpu_values(place, gpu.report(now));
+            }
+        }
+    }
+
+    fn gpu_values(&self, (step, epoch): (u64, f64), values: BTreeMap<String, f64>) {
+        if !values.is_empty() {
+            self.reporter.event(Event::Metrics {
+                step,
+                epoch,
+                values,
+            });
+        }
+    }
+
+    /// Reports how it ended, and before that what it has cost.
     fn end(&self, outcome: Result<Outcome, JobError>) -> ExitCode {
         if self.reporter.is_fenced() {
             tracing::warn!("the attempt was fenced: another one holds the job");
             return ExitCode::SUCCESS;
+        }
+        if let Some(gpu) = &self.gpu {
+            let place = self.reached().unwrap_or_default();
+            self.gpu_values(place, gpu.last_report());
         }
         self.reporter.event(match outcome {
             Ok(Outcome::Finished { model_step }) => Event::Succeeded { model_step },

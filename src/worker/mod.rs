@@ -7,7 +7,7 @@
 //!      ├─ a trainer exited    → exit::verdict → the attempt ends, unless the trainer reported an end
 //!      ├─ adoption            → trainers of an earlier server that are gone
 //!      ├─ Rescuer::tick       → leases and time that ran out, cancels and pauses nobody followed, trainers that stay
-//!      └─ Dispatcher::tick    → free slot? claim the next queued job and start its trainer; again
+//!      └─ Dispatcher::tick    → a place for the next queued job? claim it and start its trainer there; again
 //! ```
 //!
 //! All of it runs in one task, so no two of these ever interleave. What a trainer *reports* never passes
@@ -19,10 +19,12 @@ mod dispatcher;
 pub mod entry;
 mod executor;
 mod exit;
+mod gpus;
 mod leftovers;
 mod options;
 pub mod reporter;
 mod rescuer;
+mod slots;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 pub use executor::TOKEN_ENV;
 pub use options::WorkerOptions;
+pub use slots::Slots;
 
 use dispatcher::{Dispatcher, Tick};
 use executor::{Executor, LocalExecutor};

@@ -2,16 +2,22 @@
 
 use std::path::PathBuf;
 
+use super::slots::Slots;
 use crate::artifacts::DataDir;
-use crate::domain::RetryPolicy;
+use crate::domain::{ModelShape, RetryPolicy};
 
 /// How the worker behaves.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// Trainers at a time; 0 trains nothing.
-    pub slots: u32,
+    /// What jobs are trained on.
+    pub slots: Slots,
+    /// The shape of the model that a job names, if it is on this machine already. Asked where jobs share a card; may
+    /// read files.
+    pub model_shape: fn(&DataDir, &str) -> Option<ModelShape>,
     /// The server's data directory.
     pub data_dir: DataDir,
+    /// How long the driver may take to say what is free on its cards. It takes milliseconds, or is broken.
+    pub driver_patience_ms: u64,
     /// Where trainers reach this server, such as `http://127.0.0.1:8080`.
     pub server_url: String,
     /// The program whose `train` subcommand is the trainer: this executable.
@@ -31,10 +37,12 @@ pub struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// One slot, and times that suit one machine.
+    /// One slot on the processor, and times that suit one machine.
     pub fn new(data_dir: DataDir, server_url: String, trainer_program: PathBuf) -> Self {
         Self {
-            slots: 1,
+            slots: Slots::Cpu(1),
+            model_shape: |_, _| None,
+            driver_patience_ms: 5_000,
             data_dir,
             server_url,
             trainer_program,

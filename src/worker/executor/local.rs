@@ -21,9 +21,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Executor, TOKEN_ENV, log_tail, oom};
 use crate::artifacts::DataDir;
-use crate::domain::{AttemptId, ErrorCode, JobError};
+use crate::domain::{AttemptId, DEVICE_ENV, Device, ErrorCode, JobError};
 use crate::store::{ClaimedAttempt, OpenAttempt};
 use crate::worker::exit::{ExitCause, TrainerExit};
+use crate::worker::gpus::VISIBLE_ENV;
 use crate::worker::options::WorkerOptions;
 
 /// Requests to stop that wait for a trainer's watcher. More say nothing new.
@@ -75,12 +76,16 @@ impl LocalExecutor {
             .arg("--attempt-dir")
             .arg(&dir)
             .env(TOKEN_ENV, &claimed.token)
+            .env(DEVICE_ENV, claimed.device.kind().as_str())
             .current_dir(&dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
             .kill_on_drop(false);
+        if let Device::Cuda { uuid, .. } = &claimed.device {
+            command.env(VISIBLE_ENV, uuid);
+        }
         if let Some(threads) = self.threads {
             command.args(["--threads", &threads.to_string()]);
         }

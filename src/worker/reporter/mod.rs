@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  event() → number → events.jsonl → outbox ──(sender thread: batches, retries)──► server
-//!                                                   command() ◄── answer: acked_seq, command
+//!                                                   command() ◄── answer: acked_seq, command, jobs on the card
 //! ```
 //!
 //! Synchronous: the training loop calls [`Reporter::event`] and never waits for the network.
@@ -17,7 +17,7 @@ mod tests;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use client::Client;
 use outbox::Outbox;
 use spool::Spool;
 
-use crate::domain::{AttemptId, Clock, Command, Event};
+use crate::domain::{AttemptId, Clock, Command, Event, MessagesResponse};
 
 /// Reports what a trainer does.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ struct Shared {
     changed: Condvar,
     clock: Arc<dyn Clock>,
     command: AtomicU8,
+    jobs_on_device: AtomicU32,
     fenced: AtomicBool,
 }
 
@@ -64,6 +65,7 @@ impl Reporter {
             changed: Condvar::new(),
             clock,
             command: AtomicU8::new(encode(Command::Continue)),
+            jobs_on_device: AtomicU32::new(1),
             fenced: AtomicBool::new(false),
         });
         let sender = sender::Sender {
@@ -100,6 +102,11 @@ impl Reporter {
     /// load.
     pub fn command(&self) -> Command {
         decode(self.shared.command.load(Ordering::Acquire))
+    }
+
+    /// Attempts on this one's card, itself included, by the server's latest answer.
+    pub fn jobs_on_device(&self) -> u32 {
+        self.shared.jobs_on_device.load(Ordering::Relaxed)
     }
 
     /// The server refused this attempt: it is over, and another one may be under way. Publish nothing.
@@ -153,6 +160,12 @@ impl Shared {
             .wait_timeout(outbox, timeout)
             .unwrap_or_else(PoisonError::into_inner)
             .0
+    }
+
+    fn follow(&self, answer: &MessagesResponse) {
+        self.jobs_on_device
+            .store(answer.jobs_on_device, Ordering::Relaxed);
+        self.set_command(answer.command);
     }
 
     fn set_command(&self, command: Command) {

@@ -30,14 +30,14 @@ impl Sender {
                 // A server that takes nothing of what it got would be asked again without a pause.
                 Ok(answer) if first.is_some_and(|seq| answer.acked_seq < seq) => {
                     tracing::warn!(acked_seq = answer.acked_seq, "the server missed a report");
-                    self.shared.set_command(answer.command);
+                    self.shared.follow(&answer);
                     self.rest(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Ok(answer) => {
                     let mut outbox = self.shared.lock();
                     outbox.acknowledge(answer.acked_seq);
-                    self.shared.set_command(answer.command);
+                    self.shared.follow(&answer);
                     drop(outbox);
                     self.shared.changed.notify_all();
                     last_answer = Some(Instant::now());

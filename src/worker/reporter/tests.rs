@@ -68,6 +68,7 @@ impl Respond for FakeServer {
             } else {
                 Command::Continue
             },
+            jobs_on_device: 3,
         })
     }
 }
@@ -180,6 +181,7 @@ async fn heartbeats_bring_the_cancel() {
     let reporter = start(&server.uri(), &folder);
     eventually(|| fake.0.lock().unwrap().requests >= 3);
     assert_eq!(reporter.command(), Command::Continue);
+    assert_eq!(reporter.jobs_on_device(), 3);
     fake.0.lock().unwrap().cancel = true;
     eventually(|| reporter.command() == Command::Cancel);
     assert!(!reporter.is_fenced());
@@ -226,6 +228,7 @@ fn attempt_spec() -> AttemptSpec {
         eval: None,
         data_dir: PathBuf::from("data"),
         micro_batch_divisor: 1,
+        gpu_energy_j: 0.0,
         heartbeat_ms: 2000,
     }
 }

@@ -1,5 +1,6 @@
 //! Worker, dispatcher and rescuer against a real store and a trainer that is a note in a list.
 
+mod gpus;
 mod processes;
 
 use std::collections::HashMap;
@@ -176,9 +177,9 @@ impl Fixture {
 #[tokio::test]
 async fn the_dispatcher_fills_slots_and_no_more() {
     let mut f = Fixture::new().await;
-    f.options.slots = 2;
+    f.options.slots = Slots::Cpu(2);
     let executor = Arc::new(FakeExecutor::default());
-    let dispatcher = f.dispatcher(&executor);
+    let mut dispatcher = f.dispatcher(&executor);
     assert_eq!(dispatcher.tick().await, Tick::Nothing);
     let (first, second, third) = (f.job().await, f.job().await, f.job().await);
     assert_eq!(dispatcher.tick().await, Tick::Claimed);
@@ -209,7 +210,7 @@ async fn adopted_attempts_hold_slots() {
 #[tokio::test]
 async fn no_slots_means_nothing_is_trained() {
     let mut f = Fixture::new().await;
-    f.options.slots = 0;
+    f.options.slots = Slots::Cpu(0);
     let job = f.job().await;
     let executor = Arc::new(FakeExecutor::default());
     assert_eq!(f.dispatcher(&executor).tick().await, Tick::NoSlot);
@@ -234,7 +235,7 @@ async fn a_trainer_that_cannot_start_fails_its_job_alone() {
 async fn a_silent_trainer_is_killed_and_its_job_tried_again_then_failed() {
     let f = Fixture::new().await;
     let executor = Arc::new(FakeExecutor::default());
-    let (dispatcher, mut rescuer) = (f.dispatcher(&executor), f.rescuer(&executor));
+    let (mut dispatcher, mut rescuer) = (f.dispatcher(&executor), f.rescuer(&executor));
     let job = f.job().await;
     for attempt in 1..=2 {
         assert_eq!(dispatcher.tick().await, Tick::Claimed);

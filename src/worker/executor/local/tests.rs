@@ -37,6 +37,7 @@ impl Fixture {
                 attempt: 2,
                 job_id: JobId(Uuid::from_u128(4)),
                 token: "secret".to_owned(),
+                device: Device::Cpu,
             },
         }
     }
@@ -97,6 +98,26 @@ async fn a_trainer_gets_its_arguments_and_its_token_unseen() {
     assert_eq!(lines[1], "token=secret");
     let folder = f.dir().canonicalize().unwrap();
     assert_eq!(Path::new(lines[2]).canonicalize().unwrap(), folder);
+}
+
+#[tokio::test]
+async fn a_trainer_is_told_its_device_and_sees_no_other_card() {
+    let card = Device::Cuda {
+        name: "Test Card".to_owned(),
+        uuid: "GPU-2".to_owned(),
+    };
+    let inherited = std::env::var(VISIBLE_ENV).unwrap_or_default();
+    for (device, words) in [
+        (Device::Cpu, format!("cpu {inherited}")),
+        (card, "cuda GPU-2".to_owned()),
+    ] {
+        let mut f = Fixture::new("echo \"$CHANDLER_DEVICE $CUDA_VISIBLE_DEVICES\"");
+        f.claimed.device = device;
+        f.executor.start(&f.claimed).unwrap();
+        f.exit().await;
+        let log = std::fs::read_to_string(f.dir().join("trainer.log")).unwrap();
+        assert_eq!(log, format!("{words}\n"));
+    }
 }
 
 #[tokio::test]
