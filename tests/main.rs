@@ -8,6 +8,7 @@ mod bad_input;
 mod checkpoints;
 mod lanes;
 mod parity;
+mod slots;
 mod support;
 mod tidy;
 #[cfg(debug_assertions)]

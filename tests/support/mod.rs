@@ -33,6 +33,8 @@ pub fn chandler() -> Command {
         .env_remove("HF_HUB_CACHE")
         .env_remove("CHANDLER_CONFIG")
         .env_remove("CHANDLER_DRAIN")
+        .env_remove("CHANDLER_JOBS_PER_GPU")
+        .env_remove("CUDA_VISIBLE_DEVICES")
         .env("RUST_LOG", "info");
     command
 }
@@ -41,7 +43,8 @@ pub fn chandler() -> Command {
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     pub data_dir: PathBuf,
-    pub slots: u32,
+    /// A number or `auto`.
+    pub slots: String,
     /// Threads of one trainer.
     pub threads: u32,
     /// 0 for any.
@@ -56,7 +59,7 @@ impl ServerOptions {
     pub fn new(data_dir: &Path) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
-            slots: 1,
+            slots: "1".to_owned(),
             threads: 1,
             port: 0,
             drain: true,
@@ -64,8 +67,8 @@ impl ServerOptions {
         }
     }
 
-    pub fn slots(mut self, slots: u32) -> Self {
-        self.slots = slots;
+    pub fn slots(mut self, slots: impl ToString) -> Self {
+        self.slots = slots.to_string();
         self
     }
 
@@ -99,7 +102,7 @@ impl ServerOptions {
             .args(["serve", "--log-json"])
             .args(["--threads", &self.threads.to_string()])
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(["--slots", &self.slots.to_string()])
+            .args(["--slots", &self.slots])
             .args(["--drain", if self.drain { "true" } else { "false" }])
             .arg("--data-dir")
             .arg(&self.data_dir)
