@@ -1,8 +1,6 @@
 // Compares attention's kernels with a plain reference in double precision, on the emulated device. Prints
 // the largest error of each kind and ends with 1 if one is too large, or if a check that must fail passes.
-//
-// Built of this file and src/kernels/attention/*.cu, with the flags that build.sh has for kernels, and of
-// emulator.cpp and failures.cpp.
+// attention_check.sh builds and runs it.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
