@@ -1,7 +1,6 @@
 // Compares attention's kernels with a plain reference in double precision, on the emulated device. Prints
 // the largest error of each kind and ends with 1 if one is too large, or if a check that must fail passes.
-//
-// Run by check_attention.sh.
+// attention_check.sh builds and runs it.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
