@@ -14,21 +14,24 @@ trap 'rm -rf "$work"' EXIT
 say() { printf '%s\n' "$*" >&2; }
 # A folder as an image.
 import() { tar --directory "$1" --create . | "$engine" import "${@:3}" - "$2" > /dev/null; }
-bootstrap() { debootstrap --variant=minbase --include="$1" "$release" "$2" > "$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
+# A minimal Debian in a folder, with more packages.
+bootstrap() {
+    debootstrap --variant=minbase "${@:2}" "$release" "$1" > "$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+}
 
 runtime="localhost/debian:$release-slim"
 rust="localhost/rust:$release"
 
 if ! "$engine" image inspect "$runtime" > /dev/null 2>&1; then
     say "making $runtime"
-    bootstrap base-files "$work/runtime"
+    bootstrap "$work/runtime"
     # What the registry's image of this name leaves out, too.
     rm -rf "$work"/runtime/{var/lib/apt/lists,var/cache/apt,var/log,usr/share/{doc,info,lintian,locale,man}}/*
     import "$work/runtime" "$runtime"
 fi
 if ! "$engine" image inspect "$rust" > /dev/null 2>&1; then
     say "making $rust"
-    bootstrap ca-certificates,gcc,g++,libc6-dev "$work/rust"
+    bootstrap "$work/rust" --include=ca-certificates,gcc,g++,libc6-dev
     mkdir "$work/rust/usr/local/rust"
     cp --archive "$(rustc --print sysroot)"/{bin,lib} "$work/rust/usr/local/rust"
     import "$work/rust" "$rust" --change 'ENV PATH=/usr/local/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin' \

@@ -100,12 +100,12 @@ await_success() {
     done
     fail "the job did not end in 240 s"
 }
-# The step that the newest attempt went on from.
+# The step that the newest attempt went on from; 0 if it began anew.
 resumed_at() {
     api "$url/v1/jobs/$1/events?limit=1000" | python3 -c '
 import json, sys
 said = [e["data"]["message"] for e in json.load(sys.stdin)["data"] if e["type"] == "log"]
-print([line.split()[-1] for line in said if line.startswith("resumed from the checkpoint of step")][-1])'
+print(([0] + [line.split()[-1] for line in said if line.startswith("resumed from the checkpoint of step")])[-1])'
 }
 weights_of() { api "$url/v1/jobs/$1/checkpoints/last/files/model.safetensors" | sha256sum | cut -d' ' -f1; }
 
@@ -157,7 +157,8 @@ done
 
 step "build"
 began=$SECONDS
-# shellcheck disable=SC2086 -- several options in one variable
+# Several options in one variable.
+# shellcheck disable=SC2086
 "$engine" build ${BUILD_OPTIONS:-} --file docker/Dockerfile --target "$target" --tag "$image" .
 size_mb=$(("$("$engine" image inspect --format '{{.Size}}' "$image")" / 1000000))
 echo "built in $((SECONDS - began)) s: $size_mb MB"
