@@ -99,6 +99,24 @@ fn advise(start: *mut u8, len: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise(_: *mut u8, _: usize) {}
 
+/// Asks for the cache lines of `count` numbers from `first` on, which need not be there.
+#[inline(always)]
+pub fn prefetch<T>(first: *const T, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let first = first.cast::<i8>();
+        // The last number may lie in one more line than the numbers fill.
+        for at in (0..count * size_of::<T>() + LINE - 1).step_by(LINE) {
+            // SAFETY: whatever the address, nothing is read.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,11 @@ use super::{Engine, Format, Left};
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::{LANES, Lanes};
+use crate::kernels::memory::prefetch;
+
+/// Rows that packing asks for ahead of their use: a panel is a narrow strip of a wide matrix, so that each of
+/// its rows lies elsewhere, where the processor does not foresee it.
+const AHEAD: usize = 16;
 
 /// How a factor of `depth` words × `width` columns is cut into panels: `[depth][padded width]` each, one
 /// after the other, all but the last of the same width.
@@ -133,7 +138,11 @@ multiversion! {
         padded: usize,
         out: &mut [u32],
     ) {
+        let each = if format.is_pairs() { 2 } else { 1 };
         for (step, line) in out.chunks_exact_mut(padded).enumerate() {
+            for row in each * step..each * (step + 1) {
+                prefetch(from.as_ptr().wrapping_add((row + AHEAD) * stride), columns);
+            }
             if format.is_pairs() {
                 let first = row_of(from, stride, rows, columns, 2 * step);
                 let second = row_of(from, stride, rows, columns, 2 * step + 1);

@@ -7,6 +7,7 @@ use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::gemm::MAX_WIDTH;
 use crate::kernels::lanes::LANES;
+use crate::kernels::memory::prefetch;
 use crate::kernels::pool::Disjoint;
 
 /// Some rows of some columns, as f32: `data[row][MAX_WIDTH]`.
@@ -17,6 +18,9 @@ pub struct Piece<'a> {
     pub columns: Range<usize>,
     pub data: &'a mut [f32],
 }
+
+/// Rows that are asked for ahead of their use, as the processor does not foresee where the next one lies.
+const AHEAD: usize = 8;
 
 /// Where a row of the piece lies in a matrix of `width` columns.
 #[inline(always)]
@@ -29,8 +33,10 @@ multiversion! {
     /// Writes a piece where it belongs in a matrix of `width` columns. Pieces do not overlap.
     pub fn store<S: Lanes, T: Element>(piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
         for (row, data) in piece.data.chunks_exact(MAX_WIDTH).enumerate() {
+            let place = place(piece, width, row);
+            prefetch(out.pointer(place.start).wrapping_add(AHEAD * width), place.len());
             // SAFETY: pieces do not overlap, and each is finished once.
-            let out = unsafe { out.slice(place(piece, width, row)) };
+            let out = unsafe { out.slice(place) };
             for (data, out) in data.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
                 T::store_part(S::load_part(data), out);
             }
@@ -42,8 +48,10 @@ multiversion! {
     /// Adds a piece to where it belongs.
     pub fn add_to<S: Lanes, T: Element>(piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
         for (row, data) in piece.data.chunks_exact(MAX_WIDTH).enumerate() {
+            let place = place(piece, width, row);
+            prefetch(out.pointer(place.start).wrapping_add(AHEAD * width), place.len());
             // SAFETY: pieces do not overlap, and each is finished once.
-            let out = unsafe { out.slice(place(piece, width, row)) };
+            let out = unsafe { out.slice(place) };
             for (data, out) in data.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
                 T::store_part(T::load_part::<S>(out).add(S::load_part(data)), out);
             }
@@ -55,7 +63,9 @@ multiversion! {
     /// Reads another matrix's numbers at the piece's place, in the piece's form.
     pub fn load<S: Lanes, T: Element>(from: &[T], piece: &Piece<'_>, width: usize, to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(MAX_WIDTH).enumerate() {
-            let from = &from[place(piece, width, row)];
+            let place = place(piece, width, row);
+            prefetch(from.as_ptr().wrapping_add(place.start + AHEAD * width), place.len());
+            let from = &from[place];
             for (from, to) in from.chunks(LANES).zip(to.chunks_exact_mut(LANES)) {
                 T::load_part::<S>(from).store_part(to);
             }
