@@ -38,15 +38,6 @@ multiversion! {
 }
 
 multiversion! {
-    /// `to += from`.
-    pub(super) fn add_widened<S: Lanes, T: Element>(from: &[T], to: &mut [f32]) {
-        for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
-            S::load_part(to).add(T::load_part::<S>(from)).store_part(to);
-        }
-    }
-}
-
-multiversion! {
     /// `to = from`, rounded to the nearest.
     pub(super) fn narrow<S: Lanes, T: Element>(from: &[f32], to: &mut [T]) {
         for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {

@@ -9,11 +9,11 @@ use candle_core::{DType, Result, bail};
 use half::bf16;
 
 use super::cpu::{Cpu, multiversion};
-use super::dropout::Dropout;
+use super::dropout::{Dropout, GROUP};
 use super::element::Element;
 use super::numbers::Numbers;
 use super::pool::{Disjoint, parallel_for};
-use super::rows::{LANES, add, add_widened, check_lens, narrow, widen};
+use super::rows::{LANES, add, check_lens};
 use super::{profile, view};
 use crate::kernels::tensor::Tensor;
 
@@ -123,25 +123,25 @@ fn forward_of<X: Element, T: Element>(
                         let (out, normalised) = (Disjoint::new(out), Disjoint::new(normalised));
                         let rstd = Disjoint::new(rstd);
                         parallel_for(rows.div_ceil(FORWARD_ROWS), |task| {
-                            let mut wide = vec![0.0; width];
-                            for row in task * FORWARD_ROWS..((task + 1) * FORWARD_ROWS).min(rows) {
-                                let at = row * width..(row + 1) * width;
-                                widen(cpu, &x[at.clone()], &mut wide);
-                                if let Some(other) = other {
-                                    dropout.apply(keys.get(row).copied().unwrap_or(0), &mut wide);
-                                    add_widened(cpu, &other[at.clone()], &mut wide);
-                                }
-                                // SAFETY: each task writes its own rows.
-                                let (rstd, n, out) = unsafe {
-                                    (
-                                        rstd.slice(row..row + 1),
-                                        normalised.slice(at.clone()),
-                                        out.slice(at),
-                                    )
-                                };
-                                normalise(cpu, &mut wide, norm.eps, &mut rstd[0]);
-                                finish(cpu, &wide, parameters[0], parameters[1], n, out);
-                            }
+                            let rows = task * FORWARD_ROWS..((task + 1) * FORWARD_ROWS).min(rows);
+                            let at = rows.start * width..rows.end * width;
+                            // SAFETY: each task writes its own rows.
+                            let (rstd, n, out) = unsafe {
+                                (
+                                    rstd.slice(rows.clone()),
+                                    normalised.slice(at.clone()),
+                                    out.slice(at.clone()),
+                                )
+                            };
+                            let rows = Rows {
+                                width,
+                                gamma: parameters[0],
+                                dropout,
+                                keys: keys.get(rows).unwrap_or_default(),
+                            };
+                            let other = other.map(|other| &other[at.clone()]);
+                            let (beta, eps) = (parameters[1], norm.eps);
+                            forward_rows(cpu, rows, beta, eps, &x[at], other, rstd, n, out);
                         });
                         Ok(())
                     })
@@ -215,21 +215,22 @@ fn backward_of<T: Element, X: Element>(
                     let partial =
                         unsafe { partials.slice(block * 2 * width..(block + 1) * 2 * width) };
                     partial.fill(0.0);
-                    let (mut d, mut n) = (vec![0.0; width], vec![0.0; width]);
-                    for row in block * PARTIAL_ROWS..((block + 1) * PARTIAL_ROWS).min(rows) {
-                        let at = row * width..(row + 1) * width;
-                        widen(cpu, &d_out[at.clone()], &mut d);
-                        widen(cpu, &normalised[at.clone()], &mut n);
-                        backward_row(cpu, &n, gamma, rstd[row], &mut d, partial);
-                        for (i, output) in outputs.iter().enumerate() {
-                            if let (1, Some(dropped)) = (i, dropped) {
-                                let key = dropped.keys.get(row).copied().unwrap_or(0);
-                                dropped.dropout.apply(key, &mut d);
-                            }
-                            // SAFETY: each task writes its own rows.
-                            narrow(cpu, &d, unsafe { output.slice(at.clone()) });
-                        }
-                    }
+                    let rows = block * PARTIAL_ROWS..((block + 1) * PARTIAL_ROWS).min(rows);
+                    let at = rows.start * width..rows.end * width;
+                    // SAFETY: each task writes its own rows.
+                    let mut outputs = outputs.iter().map(|o| unsafe { o.slice(at.clone()) });
+                    let (Some(d_sum), d_x) = (outputs.next(), outputs.next()) else {
+                        return;
+                    };
+                    let keys = dropped.map_or([].as_slice(), |d| d.keys.host());
+                    let of = Rows {
+                        width,
+                        gamma,
+                        dropout: dropped.map_or(Dropout::NONE, |d| d.dropout),
+                        keys: keys.get(rows.clone()).unwrap_or_default(),
+                    };
+                    let (d_out, n) = (&d_out[at.clone()], &normalised[at]);
+                    backward_rows(cpu, of, d_out, n, &rstd[rows], partial, d_sum, d_x);
                 });
                 Ok(())
             })
@@ -262,81 +263,137 @@ fn add_partials(partials: &[f32], width: usize, d_gamma: &Tensor, d_beta: &Tenso
     })
 }
 
-multiversion! {
-    /// Brings a row to mean 0 and variance 1. Two passes: the variance of the centred row
-    /// does not cancel.
-    fn normalise<S: Lanes>(row: &mut [f32], eps: f32, rstd_out: &mut f32) {
-        #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
-        let count = row.len() as f32;
-        let mut sum = S::splat(0.0);
-        for part in row.chunks(LANES) {
-            sum = sum.add(S::load_part(part));
-        }
-        let mean = S::splat(sum.sum() / count);
-        let mut squares = S::splat(0.0);
-        for part in row.chunks_mut(LANES) {
-            // The lanes behind the row's end stay zero.
-            let x = S::load_part(part).sub(mean).first(part.len(), 0.0);
-            squares = x.mul_add(x, squares);
-            x.store_part(part);
-        }
-        let rstd = 1.0 / (squares.sum() / count + eps).sqrt();
-        for part in row.chunks_mut(LANES) {
-            S::load_part(part).mul(S::splat(rstd)).store_part(part);
-        }
-        *rstd_out = rstd;
-    }
+/// What a task's rows have in common.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    width: usize,
+    gamma: &'a [f32],
+    dropout: Dropout,
+    /// The dropout key of each row; none if nothing is dropped.
+    keys: &'a [u64],
 }
 
 multiversion! {
-    /// `n = row`, `out = gamma row + beta`.
-    fn finish<S: Lanes, T: Element>(
-        row: &[f32],
-        gamma: &[f32],
+    /// Two passes over a row in f32: the variance of the centred row does not cancel.
+    fn forward_rows<S: Lanes, X: Element, T: Element>(
+        of: Rows<'_>,
         beta: &[f32],
-        n: &mut [T],
+        eps: f32,
+        x: &[X],
+        other: Option<&[T]>,
+        rstd: &mut [f32],
+        normalised: &mut [T],
         out: &mut [T],
     ) {
-        let parameters = gamma.chunks(LANES).zip(beta.chunks(LANES));
-        let outputs = n.chunks_mut(LANES).zip(out.chunks_mut(LANES));
-        for ((row, (gamma, beta)), (n, out)) in row.chunks(LANES).zip(parameters).zip(outputs) {
-            let x = S::load_part(row);
-            T::store_part(x, n);
-            T::store_part(x.mul_add(S::load_part(gamma), S::load_part(beta)), out);
+        let Rows { width, gamma, dropout, keys } = of;
+        let draws = dropout.draws();
+        #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
+        let count = width as f32;
+        let mut wide = vec![0.0; width];
+        for (row, rstd) in rstd.iter_mut().enumerate() {
+            let at = row * width..(row + 1) * width;
+            let x = &x[at.clone()];
+            let mut sum = S::splat(0.0);
+            for (group, wide) in wide.chunks_mut(GROUP).enumerate() {
+                let mask = match (&draws, keys.get(row)) {
+                    (Some(draws), Some(&key)) => Some(draws.group::<S>(key, group)),
+                    _ => None,
+                };
+                for (i, wide) in wide.chunks_mut(LANES).enumerate() {
+                    let column = group * GROUP + i * LANES;
+                    let mut value = X::load_part::<S>(&x[column..]);
+                    if let Some(mask) = &mask {
+                        value = value.mul(mask.factors(i));
+                    }
+                    if let Some(other) = other {
+                        value = value.add(T::load_part::<S>(&other[at.start + column..at.end]));
+                    }
+                    sum = sum.add(value);
+                    value.store_part(wide);
+                }
+            }
+            let mean = S::splat(sum.sum() / count);
+            let mut squares = S::splat(0.0);
+            for part in wide.chunks_mut(LANES) {
+                // The lanes behind the row's end stay zero.
+                let x = S::load_part(part).sub(mean).first(part.len(), 0.0);
+                squares = x.mul_add(x, squares);
+                x.store_part(part);
+            }
+            *rstd = 1.0 / (squares.sum() / count + eps).sqrt();
+            let factor = S::splat(*rstd);
+            let parameters = gamma.chunks(LANES).zip(beta.chunks(LANES));
+            let outputs = normalised[at.clone()].chunks_mut(LANES).zip(out[at].chunks_mut(LANES));
+            for ((x, (gamma, beta)), (n, out)) in wide.chunks(LANES).zip(parameters).zip(outputs) {
+                let x = S::load_part(x).mul(factor);
+                T::store_part(x, n);
+                T::store_part(x.mul_add(S::load_part(gamma), S::load_part(beta)), out);
+            }
         }
     }
 }
 
 multiversion! {
-    /// Turns a row's output gradient into `rstd * (g - mean(g) - n * mean(g * n))` with `g = gamma * d`;
-    /// adds the row's share of the gradients of gamma, then beta, to `partial`.
-    fn backward_row<S: Lanes>(
-        n: &[f32],
-        gamma: &[f32],
-        rstd: f32,
-        d: &mut [f32],
+    /// Turns rows' output gradients into `rstd * (g - mean(g) - n * mean(g * n))` with `g = gamma * d`, and
+    /// the same through the dropout; adds the rows' shares of the gradients of gamma, then beta, to
+    /// `partial`.
+    fn backward_rows<S: Lanes, T: Element, X: Element>(
+        of: Rows<'_>,
+        d_out: &[T],
+        normalised: &[T],
+        rstd: &[f32],
         partial: &mut [f32],
+        d_sum: &mut [X],
+        d_x: Option<&mut [X]>,
     ) {
-        let (d_gamma, d_beta) = partial.split_at_mut(n.len());
+        let Rows { width, gamma, dropout, keys } = of;
+        let draws = dropout.draws();
+        let (d_gamma, d_beta) = partial.split_at_mut(width);
+        let mut d_x = d_x;
         #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
-        let count = n.len() as f32;
-        let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
-        let sums = d_gamma.chunks_mut(LANES).zip(d_beta.chunks_mut(LANES));
-        let inputs = n.chunks(LANES).zip(gamma.chunks(LANES));
-        for ((d, (n, gamma)), (d_gamma, d_beta)) in d.chunks_mut(LANES).zip(inputs).zip(sums) {
-            let (x, n) = (S::load_part(d), S::load_part(n));
-            x.mul_add(n, S::load_part(d_gamma)).store_part(d_gamma);
-            x.add(S::load_part(d_beta)).store_part(d_beta);
-            let g = x.mul(S::load_part(gamma));
-            sum = sum.add(g);
-            along = g.mul_add(n, along);
-            g.store_part(d);
-        }
-        let mean = S::splat(sum.sum() / count);
-        let along = S::splat(-along.sum() / count);
-        for (d, n) in d.chunks_mut(LANES).zip(n.chunks(LANES)) {
-            let centred = S::load_part(d).sub(mean);
-            S::load_part(n).mul_add(along, centred).mul(S::splat(rstd)).store_part(d);
+        let count = width as f32;
+        let mut scaled = vec![0.0; width];
+        for (row, &rstd) in rstd.iter().enumerate() {
+            let at = row * width..(row + 1) * width;
+            let (d, n) = (&d_out[at.clone()], &normalised[at.clone()]);
+            let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
+            let sums = d_gamma.chunks_mut(LANES).zip(d_beta.chunks_mut(LANES));
+            let inputs = d.chunks(LANES).zip(n.chunks(LANES)).zip(gamma.chunks(LANES));
+            for ((scaled, ((d, n), gamma)), (d_gamma, d_beta)) in
+                scaled.chunks_mut(LANES).zip(inputs).zip(sums)
+            {
+                let (x, n) = (T::load_part::<S>(d), T::load_part::<S>(n));
+                x.mul_add(n, S::load_part(d_gamma)).store_part(d_gamma);
+                x.add(S::load_part(d_beta)).store_part(d_beta);
+                let g = x.mul(S::load_part(gamma));
+                sum = sum.add(g);
+                along = g.mul_add(n, along);
+                g.store_part(scaled);
+            }
+            let mean = S::splat(sum.sum() / count);
+            let along = S::splat(-along.sum() / count);
+            let rstd = S::splat(rstd);
+            for (group, scaled) in scaled.chunks(GROUP).enumerate() {
+                let mask = match (&draws, keys.get(row)) {
+                    (Some(draws), Some(&key)) => Some(draws.group::<S>(key, group)),
+                    _ => None,
+                };
+                for (i, scaled) in scaled.chunks(LANES).enumerate() {
+                    let column = group * GROUP + i * LANES;
+                    let place = at.start + column..at.start + column + scaled.len();
+                    let centred = S::load_part(scaled).sub(mean);
+                    let n = T::load_part::<S>(&n[column..]);
+                    let d = n.mul_add(along, centred).mul(rstd);
+                    X::store_part(d, &mut d_sum[place.clone()]);
+                    if let Some(d_x) = &mut d_x {
+                        let d = match &mask {
+                            Some(mask) => d.mul(mask.factors(i)),
+                            None => d,
+                        };
+                        X::store_part(d, &mut d_x[place]);
+                    }
+                }
+            }
         }
     }
 }
