@@ -72,7 +72,7 @@ fn endless(server: &TestServer) -> Value {
         tiny_bert::write(&model);
     }
     let mut body = spec(&model, &server.csv(&reviews(64)));
-    body["training_args"]["num_train_epochs"] = json!(100_000);
+    body["training_args"]["max_steps"] = json!(1_000_000);
     body["training_args"]["logging_steps"] = json!(20);
     body["training_args"]["save_strategy"] = json!("no");
     body

@@ -122,7 +122,11 @@ impl Dispatcher {
             Some(shape.training_bytes(&next.spec, next.micro_batch_divisor))
         };
         let (answer, mut asking) = oneshot::channel();
-        std::thread::spawn(move || answer.send(slots.place(&taken, need_bytes)));
+        let ask = move || answer.send(slots.place(&taken, need_bytes));
+        if let Err(error) = std::thread::Builder::new().spawn(ask) {
+            tracing::error!(%error, "the GPU driver cannot be asked");
+            return None;
+        }
         let patience = Duration::from_millis(self.options.driver_patience_ms);
         match timeout(patience, &mut asking).await {
             // Without an answer the thread has panicked, and said so.
