@@ -205,7 +205,8 @@ fn sigterm_leaves_trainers_and_draining_reaches_adopted_ones() {
         .leave();
     let trainers = Trainers::of(&leaving.data_dir);
     let server = leaving.start();
-    let body = long_job(&server, 500);
+    // Long enough that it is still at it when two servers have stopped, on a crowded machine too.
+    let body = long_job(&server, 2_000);
     let job = server.job(&body);
     steps_reached(&server, &job, 10);
     let trainer = trainers.of_attempt(&job, 1).expect("a trainer runs");
