@@ -36,8 +36,8 @@ struct FactMaker {
                                          const Place& place, int tile) {
         const int query = tile + threadIdx.x % TILE, decided = tile + threadIdx.x / 2;
         const bool reads_lse = threadIdx.x < TILE;
-        // A query beyond the end gives no key anything: 2^-infinity is 0.
-        number = reads_lse ? INFINITY : 0.0f;
+        // Queries beyond the end have zeros in all tiles, and here: they give keys nothing.
+        number = 0.0f;
         if (query < place.length) {
             number = reads_lse ? *place.number(lse, query) * LOG2_E : *place.number(delta, query);
         }
