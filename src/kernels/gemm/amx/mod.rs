@@ -12,6 +12,16 @@
 //! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18 ("Programming
 //! with Intel AMX") and volume 2 (the instructions).
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_variables,
+        unused_macros,
+        reason = "no other CPU has tiles"
+    )
+)]
+
 use std::cell::Cell;
 
 use super::tile::{Tile, TileStart};
