@@ -351,9 +351,10 @@ double error_of(const Matrix& got, const Matrix& want, const Matrix& squared_sca
         }
         // Zeros are exact.
         const double relative = error == 0 ? 0 : std::sqrt(error / squared_scales[row]);
-        if (!(relative <= largest)) {
-            largest = relative;
+        if (std::isnan(relative)) {
+            return relative;
         }
+        largest = std::max(largest, relative);
     }
     return largest;
 }
@@ -520,6 +521,8 @@ int main() {
     check_nan<float>({2, 20, {3, 70, 50}, false, 0.0}, false);
     check_nan<bf16>({2, 32, {3, 70, 50}, false, 0.0}, true);
     check_nan<bf16>({2, 64, {3, 70, 50}, false, 0.0}, true);
+    const Matrix ones(3, 1.0);
+    expect(std::isnan(error_of({1, NAN, 1}, ones, ones)), "the comparison", "a NaN was not seen");
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }
