@@ -2,7 +2,8 @@
 //! sequence and head by itself. No padding, no mask.
 //!
 //! Only the log of each softmax's denominator is kept; the backward pass computes the probabilities and
-//! dropout's decisions again (Dao et al. 2022, "FlashAttention", in the simple form that fits a CPU's cache).
+//! dropout's decisions again (Dao et al. 2022, "FlashAttention", in the simple form that fits a CPU's cache). On
+//! a GPU, `attention.cu` does so for any head, and `flash_*.cu` with tensor cores for bf16 and the usual heads.
 
 mod cuda;
 mod head;
