@@ -57,9 +57,14 @@ struct Shared {
     __device__ void load_own(int which, const T* from, unsigned first, int valid) const {
         load_rows(own[which], width, ROWS, from, first, valid);
     }
+    /// Both tiles: `valid` rows from `first` on. Waits until all threads are done with what was there, and until
+    /// all of it is there.
     template <typename T>
-    __device__ void load_tile(int which, const T* from, unsigned first, int valid) const {
-        load_rows(tiles[which], stride, TILE, from, first, valid);
+    __device__ void load_tiles(const T* one, const T* other, unsigned first, int valid) const {
+        __syncthreads();
+        load_rows(tiles[0], stride, TILE, one, first, valid);
+        load_rows(tiles[1], stride, TILE, other, first, valid);
+        __syncthreads();
     }
 
 private:
@@ -205,10 +210,7 @@ __device__ void forward(const T* q, const T* k, const T* v, T* ctx, float* lse, 
     Sums sums;
     for (unsigned tile = 0; tile < sequence.length; tile += TILE) {
         const int count = min(TILE, static_cast<int>(sequence.length - tile));
-        __syncthreads();
-        shared.load_tile(0, k, sequence.start + tile, count);
-        shared.load_tile(1, v, sequence.start + tile, count);
-        __syncthreads();
+        shared.load_tiles(k, v, sequence.start + tile, count);
         if (valid <= 0) {
             continue;
         }
@@ -288,10 +290,7 @@ __device__ void backward_dq(const T* dctx, const T* q, const T* k, const T* v, c
     Sums sums;
     for (unsigned tile = 0; tile < sequence.length; tile += TILE) {
         const int count = min(TILE, static_cast<int>(sequence.length - tile));
-        __syncthreads();
-        shared.load_tile(0, k, sequence.start + tile, count);
-        shared.load_tile(1, v, sequence.start + tile, count);
-        __syncthreads();
+        shared.load_tiles(k, v, sequence.start + tile, count);
         if (valid <= 0) {
             continue;
         }
@@ -340,10 +339,7 @@ __device__ void backward_dkdv(const T* dctx, const T* q, const T* k, const T* v,
     for (unsigned tile = 0; tile < sequence.queries; tile += TILE) {
         const int count = min(TILE, static_cast<int>(sequence.queries - tile));
         const unsigned row = sequence.first_query + tile;
-        __syncthreads();
-        shared.load_tile(0, q, row, count);
-        shared.load_tile(1, dctx, row, count);
-        __syncthreads();
+        shared.load_tiles(q, dctx, row, count);
         if (valid <= 0) {
             continue;
         }

@@ -104,6 +104,38 @@ struct KeyTiles {
     }
 };
 
+/// Calls `meet(stage, key, kept)` for every tile of keys, in order, with the dropout's decisions on its group: the
+/// tile is in `tiles.keys[stage]` and `tiles.values[stage]`, its first key is `key`. The first tile was fetched
+/// before; the next arrives meanwhile. A warp that does not ask helps to fetch and meets nothing.
+template <int HD, bool DROPOUT, typename Meet>
+__device__ __forceinline__ void for_each_tile(const KeyTiles<HD>& tiles, const bf16* k, const bf16* v,
+                                              const Place& place, const Call& call,
+                                              const uint64_t (&row_keys)[2], bool asks, Meet meet) {
+    for (int group = 0; group < place.length; group += GROUP) {
+        Kept kept;
+        if (DROPOUT && asks) {
+            kept.decide(call.dropout, row_keys, group / GROUP);
+        }
+#pragma unroll
+        for (int stage = 0; stage < GROUP / TILE; ++stage) {
+            const int key = group + stage * TILE;
+            if (key >= place.length) {
+                break;
+            }
+            cp_async_wait<0>();
+            // This tile is there for all, and all are done with the one before, whose place the next takes.
+            __syncthreads();
+            if (key + TILE < place.length) {
+                tiles.fetch(1 - stage, k, v, place, key + TILE);
+                cp_async_commit();
+            }
+            if (asks) {
+                meet(stage, key, kept);
+            }
+        }
+    }
+}
+
 /// The dropout keys of queries `row` and `row + 8`; 0 beyond the sequence's end.
 __device__ __forceinline__ void read_row_keys(uint64_t (&row_keys)[2], const Call& call, const Place& place,
                                               int row) {

@@ -60,56 +60,37 @@ __device__ __forceinline__ void backward_dq(bf16* memory, const bf16* dctx, cons
     const bool asks = mine < place.length;
     Accumulator<HD> out[1];
     out[0].clear();
-    for (int group = 0; group < place.length; group += GROUP) {
-        Kept kept;
-        if (DROPOUT && asks) {
-            kept.decide(call.dropout, row_keys, group / GROUP);
-        }
+    for_each_tile<HD, DROPOUT>(tiles, k, v, place, call, row_keys, asks,
+                               [&](int stage, int key, const Kept& kept) {
 #pragma unroll
-        for (int stage = 0; stage < GROUP / TILE; ++stage) {
-            const int key = group + stage * TILE;
-            if (key >= place.length) {
-                break;
-            }
-            cp_async_wait<0>();
-            __syncthreads();
-            if (key + TILE < place.length) {
-                tiles.fetch(1 - stage, k, v, place, key + TILE);
-                cp_async_commit();
-            }
-            if (!asks) {
-                continue;
+        for (int d = 0; d < TILE / 16; ++d) {
+            float s[1][2][4] = {}, dp[1][2][4] = {};
+#pragma unroll
+            for (int x = 0; x < HD / 16; ++x) {
+                add_by_rows<HD>(s, q_left[x], tiles.keys[stage], 16 * d, x);
+                add_by_rows<HD>(dp, dctx_left[x], tiles.values[stage], 16 * d, x);
             }
 #pragma unroll
-            for (int d = 0; d < TILE / 16; ++d) {
-                float s[1][2][4] = {}, dp[1][2][4] = {};
+            for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int x = 0; x < HD / 16; ++x) {
-                    add_by_rows<HD>(s, q_left[x], tiles.keys[stage], 16 * d, x);
-                    add_by_rows<HD>(dp, dctx_left[x], tiles.values[stage], 16 * d, x);
-                }
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const int column = key + 16 * d + 8 * half + 2 * t + e % 2;
-                        float p = fast_exp2(s[0][half][e] * base - logs[e / 2]);
-                        // Beyond the end, scores of 0 have an exponent too: it could be infinite.
-                        p = column < place.length ? p : 0.0f;
-                        float gradient = dp[0][half][e];
-                        if (DROPOUT) {
-                            const bool keeps = kept.keeps(TILE / 16 * stage + d, half, e);
-                            gradient = keeps ? gradient * call.dropout.scale : 0.0f;
-                        }
-                        s[0][half][e] = p * (gradient - deltas[e / 2]);
+                for (int e = 0; e < 4; ++e) {
+                    const int column = key + 16 * d + 8 * half + 2 * t + e % 2;
+                    float p = fast_exp2(s[0][half][e] * base - logs[e / 2]);
+                    // Beyond the end, scores of 0 have an exponent too: it could be infinite.
+                    p = column < place.length ? p : 0.0f;
+                    float gradient = dp[0][half][e];
+                    if (DROPOUT) {
+                        const bool keeps = kept.keeps(TILE / 16 * stage + d, half, e);
+                        gradient = keeps ? gradient * call.dropout.scale : 0.0f;
                     }
+                    s[0][half][e] = p * (gradient - deltas[e / 2]);
                 }
-                unsigned left[1][4];
-                as_left(left[0], s[0]);
-                add_by_columns(out, left, tiles.keys[stage], 16 * d);
             }
+            unsigned left[1][4];
+            as_left(left[0], s[0]);
+            add_by_columns(out, left, tiles.keys[stage], 16 * d);
         }
-    }
+    });
     if (asks) {
         out[0].scale(SCALE<HD>, SCALE<HD>);
         out[0].write(queries, own, place.row<HD>(dq, mine), stride, place.length - mine);

@@ -26,81 +26,61 @@ __device__ __forceinline__ void forward(bf16* memory, const bf16* q, const bf16*
     float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
     Accumulator<HD> out[1];
     out[0].clear();
-    for (int group = 0; group < place.length; group += GROUP) {
-        Kept kept;
-        if (DROPOUT && asks) {
-            kept.decide(call.dropout, row_keys, group / GROUP);
-        }
+    for_each_tile<HD, DROPOUT>(tiles, k, v, place, call, row_keys, asks,
+                               [&](int stage, int key, const Kept& kept) {
+        float s[TILE / 16][1][2][4] = {};
 #pragma unroll
-        for (int stage = 0; stage < GROUP / TILE; ++stage) {
-            const int key = group + stage * TILE;
-            if (key >= place.length) {
-                break;
-            }
-            cp_async_wait<0>();
-            // This tile is there for all, and all are done with the one before, whose place the next takes.
-            __syncthreads();
-            if (key + TILE < place.length) {
-                tiles.fetch(1 - stage, k, v, place, key + TILE);
-                cp_async_commit();
-            }
-            if (!asks) {
-                continue;
-            }
-            float s[TILE / 16][1][2][4] = {};
-#pragma unroll
-            for (int x = 0; x < HD / 16; ++x) {
-                unsigned left[1][4];
-                left_fragment<HD>(left[0], queries, own, x);
-#pragma unroll
-                for (int d = 0; d < TILE / 16; ++d) {
-                    add_by_rows<HD>(s[d], left, tiles.keys[stage], 16 * d, x);
-                }
-            }
-            if (key + TILE > place.length) {
-#pragma unroll
-                for (int i = 0; i < TILE / 2; ++i) {
-                    // (d, half, e) are i's digits.
-                    const int column = key + i / 8 * 16 + i / 4 % 2 * 8 + 2 * t + i % 2;
-                    float& score = s[i / 8][0][i / 4 % 2][i % 4];
-                    score = column < place.length ? score : -INFINITY;
-                }
-            }
-            float shift[2], shrink[2];
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                float top = most[r];
-#pragma unroll
-                for (int i = 0; i < TILE / 4; ++i) {
-                    top = fmaxf(top, s[i / 4][0][i / 2 % 2][2 * r + i % 2]);
-                }
-                top = row_max(top);
-                shift[r] = top * base;
-                shrink[r] = fast_exp2(most[r] * base - shift[r]);
-                sum[r] *= shrink[r];
-                most[r] = top;
-            }
-            out[0].scale(shrink[0], shrink[1]);
+        for (int x = 0; x < HD / 16; ++x) {
+            unsigned left[1][4];
+            left_fragment<HD>(left[0], queries, own, x);
 #pragma unroll
             for (int d = 0; d < TILE / 16; ++d) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        float& p = s[d][0][half][e];
-                        p = fast_exp2(p * base - shift[e / 2]);
-                        sum[e / 2] += p;
-                        if (DROPOUT) {
-                            p = kept.keeps(TILE / 16 * stage + d, half, e) ? p : 0.0f;
-                        }
-                    }
-                }
-                unsigned left[1][4];
-                as_left(left[0], s[d][0]);
-                add_by_columns(out, left, tiles.values[stage], 16 * d);
+                add_by_rows<HD>(s[d], left, tiles.keys[stage], 16 * d, x);
             }
         }
-    }
+        if (key + TILE > place.length) {
+#pragma unroll
+            for (int i = 0; i < TILE / 2; ++i) {
+                // (d, half, e) are i's digits.
+                const int column = key + i / 8 * 16 + i / 4 % 2 * 8 + 2 * t + i % 2;
+                float& score = s[i / 8][0][i / 4 % 2][i % 4];
+                score = column < place.length ? score : -INFINITY;
+            }
+        }
+        float shift[2], shrink[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float top = most[r];
+#pragma unroll
+            for (int i = 0; i < TILE / 4; ++i) {
+                top = fmaxf(top, s[i / 4][0][i / 2 % 2][2 * r + i % 2]);
+            }
+            top = row_max(top);
+            shift[r] = top * base;
+            shrink[r] = fast_exp2(most[r] * base - shift[r]);
+            sum[r] *= shrink[r];
+            most[r] = top;
+        }
+        out[0].scale(shrink[0], shrink[1]);
+#pragma unroll
+        for (int d = 0; d < TILE / 16; ++d) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    float& p = s[d][0][half][e];
+                    p = fast_exp2(p * base - shift[e / 2]);
+                    sum[e / 2] += p;
+                    if (DROPOUT) {
+                        p = kept.keeps(TILE / 16 * stage + d, half, e) ? p : 0.0f;
+                    }
+                }
+            }
+            unsigned left[1][4];
+            as_left(left[0], s[d][0]);
+            add_by_columns(out, left, tiles.values[stage], 16 * d);
+        }
+    });
     if (!asks) {
         return;
     }

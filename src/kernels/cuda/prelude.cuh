@@ -100,12 +100,10 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/// Over a block of THREADS threads in one dimension, all of which call it; all get the result. `shared`
-/// holds THREADS / 32 numbers, and may be used again as soon as this returns.
-template <int THREADS, typename T>
-__device__ __forceinline__ T block_sum_of(T x, T* shared) {
+/// What a warp has, combined over the warps of a block of THREADS threads in one dimension, in their order.
+template <int THREADS, typename T, typename Combine>
+__device__ __forceinline__ T over_warps(T x, T* shared, Combine combine) {
     static_assert(THREADS % WARP == 0 && THREADS <= 1024, "whole warps");
-    x = warp_sum_of(x);
     if constexpr (THREADS > WARP) {
         if (threadIdx.x % WARP == 0) {
             shared[threadIdx.x / WARP] = x;
@@ -114,38 +112,23 @@ __device__ __forceinline__ T block_sum_of(T x, T* shared) {
         x = shared[0];
 #pragma unroll
         for (int warp = 1; warp < THREADS / WARP; ++warp) {
-            x += shared[warp];
+            x = combine(x, shared[warp]);
         }
         __syncthreads();
     }
     return x;
 }
-template <int THREADS>
-__device__ __forceinline__ float block_sum(float x, float* shared) {
-    return block_sum_of<THREADS>(x, shared);
-}
-template <int THREADS>
-__device__ __forceinline__ double block_sum(double x, double* shared) {
-    return block_sum_of<THREADS>(x, shared);
+
+/// Over a block of THREADS threads in one dimension, all of which call it; all get the result. `shared`
+/// holds THREADS / 32 numbers, and may be used again as soon as this returns.
+template <int THREADS, typename T>
+__device__ __forceinline__ T block_sum(T x, T* shared) {
+    return over_warps<THREADS>(warp_sum_of(x), shared, [](T a, T b) { return a + b; });
 }
 /// As `block_sum`; where one is NaN, the others' largest.
 template <int THREADS>
 __device__ __forceinline__ float block_max(float x, float* shared) {
-    static_assert(THREADS % WARP == 0 && THREADS <= 1024, "whole warps");
-    x = warp_max(x);
-    if constexpr (THREADS > WARP) {
-        if (threadIdx.x % WARP == 0) {
-            shared[threadIdx.x / WARP] = x;
-        }
-        __syncthreads();
-        x = shared[0];
-#pragma unroll
-        for (int warp = 1; warp < THREADS / WARP; ++warp) {
-            x = fmaxf(x, shared[warp]);
-        }
-        __syncthreads();
-    }
-    return x;
+    return over_warps<THREADS>(warp_max(x), shared, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // --- Dropout: the decisions of src/kernels/dropout.rs, bit for bit ---
