@@ -22,9 +22,7 @@ fn training(bf16: bool) -> Value {
 
 /// A lab whose model has heads of 32, which tensor cores take.
 fn lab(dir: &Path) -> Lab {
-    if std::env::var_os("CHANDLER_TEST_GPU").is_none() {
-        emulated_gpu::load();
-    }
+    emulated_gpu::load();
     let lab = Lab::set_up(dir, 48);
     for name in ["dropout", "no-dropout"] {
         let path = lab.dir.join(name).join("config.json");

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::DType;
 use chandler::kernels::cuda::Gpu;
-use chandler::kernels::device::Device;
+use chandler::kernels::device::{Compute, Device};
 use chandler::kernels::linear::{self, LinearWeight, Precision};
 use chandler::kernels::pool::{parallel_for, threads};
 use chandler::kernels::roof::products;
@@ -25,10 +25,11 @@ pub fn gflops(device: &Device, precision: Precision) -> f64 {
 fn on_gpu(device: &Device, gpu: &Gpu, precision: Precision) -> f64 {
     const N: usize = 8192;
     const PRODUCTS: u32 = 10;
-    let dtype = match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
+    let compute = Compute {
+        device: device.clone(),
+        precision,
     };
+    let dtype = compute.storage();
     let zeros = |dtype| Tensor::zeros((N, N), dtype, device).expect("memory");
     let weight = LinearWeight::new(&zeros(DType::F32), precision).expect("a weight");
     let (x, out) = (zeros(dtype), zeros(dtype));

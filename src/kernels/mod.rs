@@ -32,4 +32,6 @@ pub mod profile;
 pub mod roof;
 mod rows;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 pub mod view;

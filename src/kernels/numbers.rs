@@ -1,6 +1,7 @@
 //! Integers that ops read beside tensors: bounds of sequences, names of rows, ids.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use candle_core::Result;
 
@@ -69,23 +70,41 @@ impl<'a, T> Numbers<'a, T> {
     }
 }
 
-impl<T: Integer> Numbers<'_, T> {
-    /// Calls `f` with where they are on `gpu`, where they are copied first if they are not there.
+impl<'a, T: Integer> Numbers<'a, T> {
+    /// Where they are on `gpu`, where they are copied first if they are not there.
     ///
     /// # Errors
-    /// If memory is short, and what `f` answers.
-    pub fn on<R>(
-        self,
-        gpu: &std::sync::Arc<Gpu>,
-        f: impl FnOnce(Address) -> Result<R>,
-    ) -> Result<R> {
+    /// If memory is short.
+    pub fn on(self, gpu: &Arc<Gpu>) -> Result<Placed<'a>> {
         match self.gpu {
-            Some(array) if array.is_on(gpu) => f(array.address()),
+            Some(array) if array.is_on(gpu) => Ok(Placed::There(array)),
             _ => {
                 let mut copy = None;
                 GpuArray::refill(&mut copy, gpu, self.host)?;
-                f(copy.as_ref().map_or(Address::NULL, GpuArray::address))
+                Ok(copy.map_or(Placed::Nowhere, Placed::Copied))
             }
+        }
+    }
+}
+
+/// An op's integers on a GPU, to be kept until the op is launched: memory is freed in the stream's order.
+#[derive(Debug)]
+pub enum Placed<'a> {
+    /// There are none.
+    Nowhere,
+    /// An [`Array`]'s.
+    There(&'a GpuArray),
+    /// Copied for this op.
+    Copied(GpuArray),
+}
+
+impl Placed<'_> {
+    /// Of the first.
+    pub fn address(&self) -> Address {
+        match self {
+            Self::Nowhere => Address::NULL,
+            Self::There(array) => array.address(),
+            Self::Copied(array) => array.address(),
         }
     }
 }

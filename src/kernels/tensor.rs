@@ -3,9 +3,11 @@
 //! candle's own CUDA tensors need the driver's library when the program starts and a quarter of an hour of its
 //! kernels when it is built; ours need neither (see [`super::cuda`]).
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Shape, WithDType, bail};
 
-use super::cuda::GpuTensor;
+use super::cuda::{Gpu, GpuTensor};
 use super::device::Device;
 
 /// Numbers of one type, row by row without gaps. Clones and views share memory.
@@ -109,6 +111,14 @@ impl Tensor {
         match self {
             Self::Host(_) => Device::Cpu,
             Self::Gpu(tensor) => Device::Gpu(tensor.gpu().clone()),
+        }
+    }
+
+    /// The GPU that it is on, if it is on one.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        match self {
+            Self::Host(_) => None,
+            Self::Gpu(tensor) => Some(tensor.gpu()),
         }
     }
 

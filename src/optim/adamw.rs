@@ -83,7 +83,7 @@ impl AdamW {
                 bail!("parameter `{}` is not f32", parameter.name)
             }
             let decays = decays(&parameter.name);
-            let on_cpu = parameter.value.device().gpu().is_none();
+            let on_cpu = parameter.value.gpu().is_none();
             let sparse =
                 on_cpu && parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
             Ok(Slot {

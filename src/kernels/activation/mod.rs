@@ -54,7 +54,7 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn forward(self, x: &Tensor, out: &Tensor) -> Result<()> {
-        if let Some(gpu) = x.device().gpu() {
+        if let Some(gpu) = x.gpu() {
             return cuda::forward(gpu, self, x, out);
         }
         let _op = profile::op("activation", 0, 8 * x.elem_count());
@@ -69,7 +69,7 @@ impl Activation {
     /// # Errors
     /// If shapes differ.
     pub fn backward(self, x: &Tensor, d: &Tensor) -> Result<()> {
-        if let Some(gpu) = x.device().gpu() {
+        if let Some(gpu) = x.gpu() {
             return cuda::backward(gpu, self, x, d);
         }
         let _op = profile::op("activation backward", 0, 12 * x.elem_count());

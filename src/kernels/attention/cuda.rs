@@ -166,20 +166,18 @@ impl<'a> Call<'a> {
         let blocks = [rows.div_ceil(kernel.rows), attention.num_heads, sequences];
         let mut grid = Grid::of(blocks, THREADS);
         grid.shared_bytes = u32::try_from(kernel.shared_bytes).unwrap_or(u32::MAX);
-        attention.cu_seqlens.on(self.gpu, |cu_seqlens| {
-            attention.token_keys.on(self.gpu, |token_keys| {
-                let mut launch = self.gpu.launch(kernel.name);
-                for &tensor in tensors {
-                    launch = launch.arg(tensor);
-                }
-                launch = launch.arg(cu_seqlens).arg(token_keys);
-                if self.kernels.any_head {
-                    let first_only = u32::from(attention.queries == Queries::First);
-                    launch = launch.size(self.dim).arg(first_only);
-                }
-                // SAFETY: the caller's; the sequences cover the rows, and each row has a key.
-                unsafe { launch.arg(attention.dropout).run(grid) }
-            })
-        })
+        let cu_seqlens = attention.cu_seqlens.on(self.gpu)?;
+        let token_keys = attention.token_keys.on(self.gpu)?;
+        let mut launch = self.gpu.launch(kernel.name);
+        for &tensor in tensors {
+            launch = launch.arg(tensor);
+        }
+        launch = launch.arg(cu_seqlens.address()).arg(token_keys.address());
+        if self.kernels.any_head {
+            let first_only = u32::from(attention.queries == Queries::First);
+            launch = launch.size(self.dim).arg(first_only);
+        }
+        // SAFETY: the caller's; the sequences cover the rows, and each row has a key.
+        unsafe { launch.arg(attention.dropout).run(grid) }
     }
 }

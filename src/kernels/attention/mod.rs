@@ -93,7 +93,7 @@ impl Attention<'_> {
         lse: &Tensor,
     ) -> Result<()> {
         self.check(qkv, ctx, lse)?;
-        if let Some(gpu) = ctx.device().gpu() {
+        if let Some(gpu) = ctx.gpu() {
             return cuda::forward(gpu, self, qkv, ctx, lse);
         }
         let plan = self.plan(engine, ctx)?;
@@ -115,7 +115,7 @@ impl Attention<'_> {
                 bail!("a gradient is not of its tensor's shape {:?}", of.dims());
             }
         }
-        if let Some(gpu) = ctx.device().gpu() {
+        if let Some(gpu) = ctx.gpu() {
             return cuda::backward(gpu, self, dctx, qkv, [ctx, lse], gradients);
         }
         let plan = self.plan(engine, ctx)?;

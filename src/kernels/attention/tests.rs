@@ -6,18 +6,7 @@ use crate::kernels::cuda::emulated;
 use crate::kernels::device::Device;
 use crate::kernels::dropout::{attention_key, token_key};
 use crate::kernels::pool::set_threads;
-
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(seed | 1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use crate::kernels::testing::noise;
 
 fn tensor(data: &[f32], columns: usize) -> Tensor {
     let dims = (data.len() / columns, columns);

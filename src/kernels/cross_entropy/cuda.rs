@@ -43,17 +43,16 @@ pub fn cross_entropy(
         None => (Address::NULL, 0.0),
     };
     let losses = Memory::new(gpu, 8 * items)?;
-    labels.on(gpu, |labels| {
-        let launch = gpu
-            .launch("cross_entropy")
-            .arg(logits)
-            .arg(labels)
-            .size(items)
-            .size(classes);
-        let launch = launch.arg(f64::from(label_smoothing)).arg(f64::from(scale));
-        let launch = launch.arg(losses.address()).arg(d_logits);
-        // SAFETY: labels are below `classes`; the shapes are the tensors'.
-        unsafe { launch.run(Grid::line(items.div_ceil(ITEMS), 128)) }
-    })?;
+    let labels = labels.on(gpu)?;
+    let launch = gpu
+        .launch("cross_entropy")
+        .arg(logits)
+        .arg(labels.address())
+        .size(items)
+        .size(classes);
+    let launch = launch.arg(f64::from(label_smoothing)).arg(f64::from(scale));
+    let launch = launch.arg(losses.address()).arg(d_logits);
+    // SAFETY: labels are below `classes`; the shapes are the tensors'.
+    unsafe { launch.run(Grid::line(items.div_ceil(ITEMS), 128)) }?;
     Ok(ItemLosses { losses, items })
 }

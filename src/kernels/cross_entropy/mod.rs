@@ -53,7 +53,7 @@ pub fn cross_entropy<'a>(
         let len = logits.elem_count();
         check_lens("cross_entropy", len, &[d_logits.elem_count()])?;
     }
-    if let Some(gpu) = logits.device().gpu() {
+    if let Some(gpu) = logits.gpu() {
         let losses = cuda::cross_entropy(gpu, logits, labels, label_smoothing, gradient)?;
         return Ok(Loss::UnderWay(losses));
     }

@@ -16,7 +16,8 @@ impl Integer for u64 {}
 pub struct GpuArray(Memory);
 
 impl GpuArray {
-    /// Copies integers over what `array` has, with new memory if that is too small or elsewhere.
+    /// Copies integers over what `array` has, with new memory if that is too small or elsewhere. Nothing to copy
+    /// takes no memory.
     ///
     /// # Errors
     /// If memory is short.
@@ -31,6 +32,9 @@ impl GpuArray {
             .is_some_and(|a| a.is_on(gpu) && a.0.bytes() >= bytes);
         if !fits {
             *array = None;
+        }
+        if values.is_empty() {
+            return Ok(());
         }
         let array = match array {
             Some(array) => array,

@@ -136,11 +136,6 @@ impl Gpu {
         &self.name
     }
 
-    /// Every card we support does.
-    pub fn has_native_bf16(&self) -> bool {
-        true
-    }
-
     /// How many blocks can run at the same time, at least.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors

@@ -16,8 +16,8 @@ const CHUNK: usize = 64;
 /// What the kernel takes for "the only chunk of its id".
 const WHOLE: u32 = u32::MAX;
 
-/// Tables, each with where its ids are.
-type Pairs = [(Address, Address); 3];
+/// What the kernel takes; those that are not there are null.
+const MOST_TABLES: usize = 3;
 
 /// Ids and shapes are checked.
 pub fn gather_sum<const N: usize>(
@@ -28,38 +28,20 @@ pub fn gather_sum<const N: usize>(
 ) -> Result<()> {
     let (rows, width) = out.dims2()?;
     let out = gpu.address(out, DType::F32)?;
-    let mut pairs: Pairs = [(Address::NULL, Address::NULL); 3];
-    if N == 0 || N > pairs.len() {
-        bail!("embedding: GPUs sum 1 to {} tables, not {N}", pairs.len())
+    if N == 0 || N > MOST_TABLES {
+        bail!("embedding: GPUs sum 1 to {MOST_TABLES} tables, not {N}")
     }
-    for (pair, table) in pairs.iter_mut().zip(tables) {
-        pair.0 = gpu.address(table, DType::F32)?;
+    let ids: Vec<_> = ids.iter().map(|ids| ids.on(gpu)).collect::<Result<_>>()?;
+    let mut launch = gpu.launch("embedding_gather");
+    for (table, ids) in tables.into_iter().zip(&ids) {
+        let table = gpu.address(table, DType::F32)?;
+        launch = launch.arg(table).arg(ids.address());
     }
-    with_addresses(gpu, &ids, &mut pairs, 0, &mut |pairs| {
-        let mut launch = gpu.launch("embedding_gather");
-        for &(table, ids) in pairs {
-            launch = launch.arg(table).arg(ids);
-        }
-        // SAFETY: every id is a row of its table; `out` has `rows` rows.
-        unsafe { launch.arg(out).size(width).run(Grid::line(rows, THREADS)) }
-    })
-}
-
-/// Fills in where each list of ids is, one inside of the other, as temporary copies live that long.
-fn with_addresses(
-    gpu: &Arc<Gpu>,
-    ids: &[Numbers<'_, u32>],
-    pairs: &mut Pairs,
-    at: usize,
-    f: &mut dyn FnMut(&Pairs) -> Result<()>,
-) -> Result<()> {
-    match ids.get(at) {
-        None => f(pairs),
-        Some(list) => list.on(gpu, |address| {
-            pairs[at].1 = address;
-            with_addresses(gpu, ids, pairs, at + 1, f)
-        }),
+    for _ in N..MOST_TABLES {
+        launch = launch.arg(Address::NULL).arg(Address::NULL);
     }
+    // SAFETY: every id is a row of its table; `out` has `rows` rows.
+    unsafe { launch.arg(out).size(width).run(Grid::line(rows, THREADS)) }
 }
 
 /// Device copies of how tokens are sorted.
@@ -94,36 +76,23 @@ pub fn scatter_add(
         sums.extend([id, first, partials, 0]);
     }
     let device = Device::Gpu(gpu.clone());
-    let Plan {
-        tokens,
-        chunks: on_gpu,
-        sums: sums_on_gpu,
-    } = &mut scatter.plan;
-    tokens.set(scatter.order.iter().map(|&(_, token)| token), &device)?;
-    on_gpu.set(chunks, &device)?;
-    sums_on_gpu.set(sums, &device)?;
+    let plan = &mut scatter.plan;
+    plan.tokens
+        .set(scatter.order.iter().map(|&(_, token)| token), &device)?;
+    plan.chunks.set(chunks, &device)?;
+    plan.sums.set(sums, &device)?;
+    let (tokens, chunks) = (plan.tokens.all().on(gpu)?, plan.chunks.all().on(gpu)?);
+    let sums = plan.sums.all().on(gpu)?;
     gpu.with_scratch(4 * partials as usize * width, |partials| {
-        tokens.all().on(gpu, |tokens| {
-            on_gpu.all().on(gpu, |chunks| {
-                let launch = gpu
-                    .launch("embedding_scatter")
-                    .arg(d)
-                    .arg(tokens)
-                    .arg(chunks);
-                let launch = launch.arg(d_table).arg(partials).size(width);
-                // SAFETY: chunks name rows of `d` and of the table, and partial sums that there is room for.
-                unsafe { launch.run(Grid::line(on_gpu.len() / 4, THREADS)) }
-            })
-        })?;
-        sums_on_gpu.all().on(gpu, |sums| {
-            let launch = gpu
-                .launch("embedding_scatter_partials")
-                .arg(partials)
-                .arg(sums);
-            let launch = launch.arg(d_table).size(width);
-            // SAFETY: as above.
-            unsafe { launch.run(Grid::line(sums_on_gpu.len() / 4, THREADS)) }
-        })
+        let launch = gpu.launch("embedding_scatter").arg(d).arg(tokens.address());
+        let launch = launch.arg(chunks.address()).arg(d_table);
+        let launch = launch.arg(partials).size(width);
+        // SAFETY: chunks name rows of `d` and of the table, and partial sums that there is room for.
+        unsafe { launch.run(Grid::line(plan.chunks.len() / 4, THREADS)) }?;
+        let launch = gpu.launch("embedding_scatter_partials").arg(partials);
+        let launch = launch.arg(sums.address()).arg(d_table).size(width);
+        // SAFETY: as above.
+        unsafe { launch.run(Grid::line(plan.sums.len() / 4, THREADS)) }
     })
 }
 

@@ -32,7 +32,7 @@ pub fn gather_sum<const N: usize>(
             bail!("embedding: id {id} is not below {entries}")
         }
     }
-    if let Some(gpu) = out.device().gpu() {
+    if let Some(gpu) = out.gpu() {
         return cuda::gather_sum(gpu, tables, ids, out);
     }
     let cpu = Cpu::best();
@@ -100,7 +100,7 @@ pub fn scatter_add(d: &Tensor, ids: &[u32], scatter: &mut Scatter, d_table: &Ten
     if scatter.ids.last().is_some_and(|&id| id as usize >= entries) {
         bail!("embedding backward: an id is not below {entries}")
     }
-    if let Some(gpu) = d.device().gpu() {
+    if let Some(gpu) = d.gpu() {
         return cuda::scatter_add(gpu, d, scatter, d_table);
     }
     let Scatter {

@@ -15,11 +15,15 @@ pub fn gather(gpu: &Arc<Gpu>, x: &Tensor, starts: Numbers<'_, u32>, out: &Tensor
     let kernel = of_dtype(x.dtype(), "gather_rows_f32", "gather_rows_bf16")?;
     let (rows, width) = out.dims2()?;
     let [x, out] = gpu.addresses([x, out], x.dtype())?;
-    starts.on(gpu, |starts| {
-        let launch = gpu.launch(kernel).arg(x).arg(starts).arg(out).size(width);
-        // SAFETY: every start is a row of `x`, and `out` has `rows` rows.
-        unsafe { launch.run(Grid::line(rows, THREADS)) }
-    })
+    let starts = starts.on(gpu)?;
+    let launch = gpu
+        .launch(kernel)
+        .arg(x)
+        .arg(starts.address())
+        .arg(out)
+        .size(width);
+    // SAFETY: every start is a row of `x`, and `out` has `rows` rows.
+    unsafe { launch.run(Grid::line(rows, THREADS)) }
 }
 
 pub fn scatter_add(
@@ -31,11 +35,15 @@ pub fn scatter_add(
     let kernel = of_dtype(d.dtype(), "scatter_add_rows_f32", "scatter_add_rows_bf16")?;
     let (rows, width) = d.dims2()?;
     let [d, d_x] = gpu.addresses([d, d_x], d.dtype())?;
-    starts.on(gpu, |starts| {
-        let launch = gpu.launch(kernel).arg(d).arg(starts).arg(d_x).size(width);
-        // SAFETY: every start is a row of `d_x`, and `d` has `rows` rows.
-        unsafe { launch.run(Grid::line(rows, THREADS)) }
-    })
+    let starts = starts.on(gpu)?;
+    let launch = gpu
+        .launch(kernel)
+        .arg(d)
+        .arg(starts.address())
+        .arg(d_x)
+        .size(width);
+    // SAFETY: every start is a row of `d_x`, and `d` has `rows` rows.
+    unsafe { launch.run(Grid::line(rows, THREADS)) }
 }
 
 pub fn drop_out(
@@ -47,11 +55,15 @@ pub fn drop_out(
     let kernel = of_dtype(x.dtype(), "drop_out_rows_f32", "drop_out_rows_bf16")?;
     let (rows, width) = x.dims2()?;
     let x = gpu.address(x, x.dtype())?;
-    keys.on(gpu, |keys| {
-        let launch = gpu.launch(kernel).arg(x).arg(dropout).arg(keys).size(width);
-        // SAFETY: there is a key for each of the rows.
-        unsafe { launch.run(Grid::line(rows, THREADS)) }
-    })
+    let keys = keys.on(gpu)?;
+    let launch = gpu
+        .launch(kernel)
+        .arg(x)
+        .arg(dropout)
+        .arg(keys.address())
+        .size(width);
+    // SAFETY: there is a key for each of the rows.
+    unsafe { launch.run(Grid::line(rows, THREADS)) }
 }
 
 /// `out = x` of as many elements.

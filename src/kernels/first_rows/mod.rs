@@ -19,7 +19,7 @@ use crate::kernels::tensor::Tensor;
 pub fn gather<'a>(x: &Tensor, cu_seqlens: impl Into<Numbers<'a, u32>>, out: &Tensor) -> Result<()> {
     let cu_seqlens = cu_seqlens.into();
     let (firsts, width) = check(x, cu_seqlens, out)?;
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::gather(gpu, x, cu_seqlens, out);
     }
     for_dtype!(x, gather_of(x, firsts, width, out))
@@ -47,7 +47,7 @@ pub fn scatter_add<'a>(
 ) -> Result<()> {
     let cu_seqlens = cu_seqlens.into();
     let (firsts, width) = check(d_x, cu_seqlens, d)?;
-    if let Some(gpu) = d.device().gpu() {
+    if let Some(gpu) = d.gpu() {
         return cuda::scatter_add(gpu, d, cu_seqlens, d_x);
     }
     for_dtype!(d, scatter_add_of(d, firsts, width, d_x))
@@ -81,7 +81,7 @@ pub fn drop_out<'a>(x: &Tensor, dropout: Dropout, keys: impl Into<Numbers<'a, u6
         return Ok(());
     }
     check_lens("dropout", x.dim(0)?, &[keys.len()])?;
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::drop_out(gpu, x, dropout, keys);
     }
     for_dtype!(x, drop_out_of(x, dropout, keys.host()))
@@ -111,7 +111,7 @@ fn drop_out_of<T: Element>(x: &Tensor, dropout: Dropout, keys: &[u64]) -> Result
 /// If shapes do not fit.
 pub fn cast(x: &Tensor, out: &Tensor) -> Result<()> {
     check_lens("cast", x.elem_count(), &[out.elem_count()])?;
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::cast(gpu, x, out);
     }
     let cpu = Cpu::best();

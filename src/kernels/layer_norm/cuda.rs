@@ -56,24 +56,12 @@ pub fn forward(
     let [normalised, out] = gpu.addresses([saved.normalised, out], out.dtype())?;
     let [gamma, beta, rstd] = gpu.addresses([norm.gamma, norm.beta, saved.rstd], DType::F32)?;
     let x = gpu.address(x, x.dtype())?;
-    keys_on(gpu, keys, dropout, |keys| {
-        let launch = gpu
-            .launch(kernel)
-            .arg(x)
-            .arg(other)
-            .arg(keys)
-            .arg(dropout)
-            .arg(gamma)
-            .arg(beta);
-        let launch = launch
-            .arg(norm.eps)
-            .arg(normalised)
-            .arg(rstd)
-            .arg(out)
-            .size(width);
-        // SAFETY: all shapes were checked, and dropout has a key for each row.
-        unsafe { launch.run(Grid::line(rows, threads(width)?)) }
-    })
+    let keys = keys.on(gpu)?;
+    let launch = gpu.launch(kernel).arg(x).arg(other).arg(keys.address());
+    let launch = launch.arg(dropout).arg(gamma).arg(beta).arg(norm.eps);
+    let launch = launch.arg(normalised).arg(rstd).arg(out).size(width);
+    // SAFETY: all shapes were checked, and dropout has a key for each row.
+    unsafe { launch.run(Grid::line(rows, threads(width)?)) }
 }
 
 #[expect(clippy::too_many_arguments, reason = "an op's inputs and outputs")]
@@ -123,26 +111,14 @@ pub fn backward(
         rows: blocks,
         width,
     };
+    let keys = keys.on(gpu)?;
     let partial_bytes = (4 * blocks * 2 * width).next_multiple_of(256);
     gpu.with_scratch(partial_bytes + sums.scratch_bytes(), |partials| {
-        keys_on(gpu, keys, dropout, |keys| {
-            let launch = gpu
-                .launch(kernel)
-                .arg(d_out)
-                .arg(normalised)
-                .arg(rstd)
-                .arg(gamma)
-                .arg(d_sum);
-            let launch = launch
-                .arg(d_x)
-                .arg(keys)
-                .arg(dropout)
-                .arg(partials)
-                .size(rows)
-                .size(width);
-            // SAFETY: all shapes were checked, dropout has a key for each row, and each block has its partials.
-            unsafe { launch.run(Grid::line(blocks, threads(width)?)) }
-        })?;
+        let launch = gpu.launch(kernel).arg(d_out).arg(normalised).arg(rstd);
+        let launch = launch.arg(gamma).arg(d_sum).arg(d_x).arg(keys.address());
+        let launch = launch.arg(dropout).arg(partials).size(rows).size(width);
+        // SAFETY: all shapes were checked, dropout has a key for each row, and each block has its partials.
+        unsafe { launch.run(Grid::line(blocks, threads(width)?)) }?;
         let scratch = partials.offset(partial_bytes);
         // SAFETY: the partial sums of gamma and beta lie side by side; both outputs have `width` elements.
         unsafe {
@@ -150,18 +126,4 @@ pub fn backward(
             sums.add(gpu, partials.offset(4 * width), scratch, d_beta)
         }
     })
-}
-
-/// Keys are only there, and only needed, where something is dropped.
-fn keys_on(
-    gpu: &Arc<Gpu>,
-    keys: Numbers<'_, u64>,
-    dropout: Dropout,
-    f: impl FnOnce(Address) -> Result<()>,
-) -> Result<()> {
-    if dropout.is_none() {
-        f(Address::NULL)
-    } else {
-        keys.on(gpu, f)
-    }
 }

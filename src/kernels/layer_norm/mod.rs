@@ -77,7 +77,7 @@ pub fn forward(
     out: &Tensor,
 ) -> Result<()> {
     check_keys(x, residual.map(|r| (r.dropout, r.keys)))?;
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::forward(gpu, norm, x, residual, saved, out);
     }
     match (x.dtype(), out.dtype()) {
@@ -175,7 +175,7 @@ pub fn backward(
         4 * d_out.dtype().size_in_bytes() * rows * width,
     );
     check_keys(d_out, dropped.map(|d| (d.dropout, d.keys)))?;
-    if let Some(gpu) = d_out.device().gpu() {
+    if let Some(gpu) = d_out.gpu() {
         return cuda::backward(gpu, gamma, saved, d_out, dropped, d_sum, d_gamma, d_beta);
     }
     partials.resize(rows.div_ceil(PARTIAL_ROWS) * 2 * width, 0.0);

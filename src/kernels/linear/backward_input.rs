@@ -33,7 +33,7 @@ pub fn backward_input(dy: &Tensor, w: &LinearWeight, dx: &Tensor, accumulate: bo
 /// # Errors
 /// As [`backward_input`].
 pub fn backward_input_all(shares: &[Share<'_>], dx: &Tensor, accumulate: bool) -> Result<()> {
-    if let Some(gpu) = dx.device().gpu() {
+    if let Some(gpu) = dx.gpu() {
         return cuda::backward_input_all(gpu, shares, dx, accumulate);
     }
     for_dtype!(dx, backward_input_all_of(shares, dx, accumulate))
@@ -67,7 +67,7 @@ pub fn backward_input_activated(
     weight: &LinearWeight,
     to: &Activated<'_>,
 ) -> Result<()> {
-    if let Some(gpu) = dy.device().gpu() {
+    if let Some(gpu) = dy.gpu() {
         return cuda::backward_input_activated(gpu, dy, weight, to);
     }
     for_dtype!(dy, backward_input_activated_of(dy, weight, to))

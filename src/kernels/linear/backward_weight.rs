@@ -44,7 +44,7 @@ pub fn backward_weight_all(
     x: &Tensor,
     precision: Precision,
 ) -> Result<()> {
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::backward_weight_all(gpu, layers, x);
     }
     backward_weight_on(Engine::best(precision), layers, x)

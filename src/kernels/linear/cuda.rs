@@ -5,7 +5,6 @@ use std::sync::Arc;
 use candle_core::{DType, Result};
 
 use super::{Activated, Gradient, LinearWeight, Precision, Projection, Share, expect};
-use crate::kernels::activation::Activation;
 use crate::kernels::cuda::{ColumnSums, Epilogue, Factor, Gpu, Product};
 use crate::kernels::first_rows::cast;
 use crate::kernels::tensor::Tensor;
@@ -135,7 +134,7 @@ pub fn backward_input_activated(
     to: &Activated<'_>,
 ) -> Result<()> {
     backward_input_all(gpu, &[Share { dy, weight }], to.activated, false)?;
-    Activation::backward(to.activation, to.inner, to.activated)
+    to.activation.backward(to.inner, to.activated)
 }
 
 pub fn backward_weight_all(gpu: &Arc<Gpu>, layers: &[Gradient<'_>], x: &Tensor) -> Result<()> {

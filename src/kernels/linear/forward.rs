@@ -46,7 +46,7 @@ pub fn forward(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>, out: &Tensor
 /// # Errors
 /// As [`forward`].
 pub fn forward_all(x: &Tensor, layers: &[Projection<'_>]) -> Result<()> {
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::forward_all(gpu, x, layers);
     }
     for_dtype!(x, forward_all_of(x, layers))
@@ -73,7 +73,7 @@ pub fn forward_activated(
     bias: Option<&Tensor>,
     to: &Activated<'_>,
 ) -> Result<()> {
-    if let Some(gpu) = x.device().gpu() {
+    if let Some(gpu) = x.gpu() {
         return cuda::forward_activated(gpu, x, weight, bias, to);
     }
     for_dtype!(x, forward_activated_of(x, weight, bias, to))

@@ -1,5 +1,5 @@
 use crate::kernels::cuda::emulated::device;
-use crate::kernels::device::Device;
+use crate::kernels::device::{Compute, Device};
 
 use super::backward_weight::backward_weight_on;
 use super::*;
@@ -7,19 +7,8 @@ use crate::kernels::activation::Activation;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::gemm::Format;
 use crate::kernels::pool::set_threads;
+use crate::kernels::testing::noise;
 use crate::kernels::view::write;
-
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(seed | 1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 fn tensor(data: Vec<f32>, dims: &[usize]) -> Tensor {
     Tensor::from_vec(data, dims, &Device::Cpu).unwrap()
@@ -110,10 +99,11 @@ impl Case {
 /// The same on a GPU, whose activations are of the precision's type.
 fn run_on_gpu(case: &Case, precision: Precision) -> Results {
     let ([t, n, k], device) = (case.dims, device());
-    let dtype = match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    };
+    let dtype = Compute {
+        device: device.clone(),
+        precision,
+    }
+    .storage();
     let on_gpu = |data: Vec<f32>, dims: &[usize], dtype| {
         let tensor = tensor(data, dims).to_dtype(dtype).unwrap();
         tensor.to_device(&device).unwrap()
