@@ -322,7 +322,7 @@ fn without_a_driver_the_processor_trains_and_the_log_says_why() {
         [json!({"device": {"type": "cpu"}, "jobs": 1, "memory_bytes": null})]
     );
     let log = server.log();
-    let told = log.iter().find(|line| line.contains("no GPU found"));
+    let told = log.iter().find(|line| line.contains("no GPU to train on"));
     let told: Value = serde_json::from_str(told.unwrap()).unwrap();
     assert_eq!(told["level"], "WARN");
     let reason = told["reason"].as_str().unwrap();
@@ -339,6 +339,49 @@ fn without_a_driver_the_processor_trains_and_the_log_says_why() {
     act(&server, &job, "cancel");
     let view = server.wait(&job);
     assert_eq!(view["metrics"]["gpu_energy_j"], Value::Null);
+}
+
+#[test]
+fn a_card_that_this_program_cannot_train_on_gets_no_jobs() {
+    let machine = Machine::of_two();
+    let server = machine
+        .options()
+        .env("CHANDLER_FAKE_GPU_CAPABILITY", "7.5")
+        .start();
+    assert_eq!(uuids(&server), ["cpu"]);
+    let log = server.log();
+    let refused = |uuid| {
+        let line = log.iter().find(|line| line.contains(uuid)).unwrap();
+        let line: Value = serde_json::from_str(line).unwrap();
+        (line["level"] == "ERROR").then(|| line["reason"].as_str().unwrap().to_owned())
+    };
+    for uuid in [A, B] {
+        let reason = refused(uuid).unwrap();
+        assert!(reason.contains("compute capability 7.5"), "{reason}");
+    }
+    assert!(
+        log.iter()
+            .any(|line| line.contains("none of 2 can be used")),
+        "{log:?}"
+    );
+
+    let folders = emulated_gpu::libraries().display().to_string();
+    let mut check = chandler();
+    let output = check
+        .arg("check-gpu")
+        .env("LD_LIBRARY_PATH", folders)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(!output.stdout.is_empty());
+    // A card that is there, and breaks at the first work.
+    let output = check
+        .env("CHANDLER_FAKE_GPU_FAULT", "cast_f32_bf16:1")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("CUDA"), "{said}");
 }
 
 #[test]

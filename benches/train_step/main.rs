@@ -20,7 +20,7 @@ use chandler::kernels::linear::Precision;
 use chandler::kernels::memory::HugePages;
 use chandler::kernels::{pool, profile};
 use chandler::models::{DropoutSeed, Input};
-use chandler::optim::{self, AdamW, AdamWOptions};
+use chandler::optim::{self, AdamW, AdamWOptions, Clip};
 use model::{Batch, Shape};
 use report::Measured;
 
@@ -82,11 +82,14 @@ impl Args {
 
 struct Learner {
     model: SequenceClassifier,
+    clip: Clip,
     optimizer: AdamW,
+    before: Option<optim::Measured>,
 }
 
 impl Learner {
-    fn step(&mut self, batch: &Batch, step: u64) -> f64 {
+    /// Starts a step, and waits for the one before: so the trainer does.
+    fn step(&mut self, batch: &Batch, step: u64) {
         let input = Input {
             input_ids: &batch.input_ids,
             token_type_ids: &batch.token_type_ids,
@@ -98,17 +101,21 @@ impl Learner {
             scale: 1.0 / batch.labels.len() as f32,
         };
         let dropout = Some(DropoutSeed { seed: 1, step });
-        let parameters = self.model.parameters();
-        parameters.zero_grad().unwrap();
+        self.model.parameters().zero_grad().unwrap();
         let loss = self
             .model
             .start_forward_backward(&input, &batch.labels, dropout, &options)
             .unwrap();
-        let norm = optim::global_grad_norm(self.model.parameters()).unwrap();
-        let clip = optim::clip_coefficient(norm, 1.0);
-        self.optimizer.step(5e-5, clip).unwrap();
-        self.model.weights_changed().unwrap();
-        loss.wait().unwrap()
+        let share = f64::from(options.scale);
+        let (measured, scale) = self
+            .clip
+            .measure(self.model.parameters(), vec![loss], share)
+            .unwrap();
+        self.optimizer.step(5e-5, scale).unwrap();
+        self.model.weights_updated().unwrap();
+        if let Some(before) = self.before.replace(measured) {
+            assert!(before.wait().unwrap().are_finite());
+        }
     }
 
     fn evaluate(&mut self, batch: &Batch) -> f64 {
@@ -142,7 +149,13 @@ fn main() {
         weight_decay: 0.0,
     };
     let optimizer = AdamW::new(model.parameters(), options).unwrap();
-    let mut learner = Learner { model, optimizer };
+    let clip = Clip::new(model.parameters(), 1.0).unwrap();
+    let mut learner = Learner {
+        model,
+        clip,
+        optimizer,
+        before: None,
+    };
     let batches: Vec<Batch> = (0..8)
         .map(|seed| Batch::random(args.batch, args.tokens, args.spread, seed))
         .collect();
@@ -155,21 +168,21 @@ fn main() {
         }
         (batch.labels.len(), batch.input_ids.len())
     };
+    let (mut times, mut roofs, mut samples, mut tokens) = (Vec::new(), Vec::new(), 0, 0);
+    let mut measure_roof = || roofs.push(roof::gflops(&args.device, args.precision));
+    measure_roof();
+    // On a GPU the last of these is still under way when the first that counts is started, as the last of those will
+    // be at the end.
     for step in 0..batches.len() {
         one(step);
     }
-    let (mut times, mut roofs, mut samples, mut tokens) = (Vec::new(), Vec::new(), 0, 0);
     profile::start();
     for step in 0..args.steps {
-        if step % 4 == 0 {
-            roofs.push(roof::gflops(&args.device, args.precision));
+        if step % 4 == 0 && args.device.gpu().is_none() {
+            measure_roof();
         }
         let started = Instant::now();
         let (rows, count) = one(step);
-        if let Some(gpu) = args.device.gpu() {
-            // The update is still under way.
-            gpu.synchronize().unwrap();
-        }
         times.push(started.elapsed().as_secs_f64());
         samples += rows;
         tokens += count;

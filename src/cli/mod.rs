@@ -1,6 +1,7 @@
 //! The command line: one subcommand per role of the one binary.
 
 mod backup;
+mod check_gpu;
 mod demo;
 mod healthcheck;
 mod openapi;
@@ -37,6 +38,8 @@ enum Command {
     Restore(backup::Restore),
     /// Ask a server whether it can do its work; the exit status is the answer
     Healthcheck(healthcheck::Healthcheck),
+    /// Check that this program can train on the first GPU that CUDA_VISIBLE_DEVICES leaves
+    CheckGpu(check_gpu::CheckGpu),
     /// Print the OpenAPI document
     Openapi,
     /// Run one attempt at a job (started by the server)
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Healthcheck(healthcheck) => healthcheck.run(),
+        Command::CheckGpu(check_gpu) => check_gpu.run(),
         Command::Openapi => openapi::run(),
         Command::Train(train) => return train.run(),
     };

@@ -1,6 +1,7 @@
 //! The server, put together: data directory, store, worker, HTTP.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -47,12 +48,13 @@ impl Server {
         let store = Store::open(&data_dir.database(), Arc::clone(&clock), Arc::clone(&ids))
             .await
             .context("failed to open the database")?;
-        let slots = Slots::find(config.slots, config.jobs_per_gpu);
+        let trainer_program = std::env::current_exe()?;
+        let slots = Slots::find(config.slots, config.jobs_per_gpu, &trainer_program);
         let listed = slots.list();
         for slot in &listed {
             tracing::info!(device = %slot.device, jobs = slot.jobs, memory_bytes = slot.memory_bytes, "slot");
         }
-        let options = worker_options(config, slots, &data_dir, address)?;
+        let options = worker_options(config, slots, &data_dir, address, trainer_program);
         let worker = Worker::start(store.clone(), options, Arc::clone(&clock));
         let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let wake = worker.clone();
@@ -145,10 +147,11 @@ fn worker_options(
     slots: Slots,
     data_dir: &DataDir,
     address: SocketAddr,
-) -> anyhow::Result<WorkerOptions> {
+    trainer_program: PathBuf,
+) -> WorkerOptions {
     let url = format!("http://{}", reachable(address));
     let jobs = slots.list().iter().map(|slot| slot.jobs).sum();
-    Ok(WorkerOptions {
+    WorkerOptions {
         threads_per_trainer: Some(config.threads_of_one(jobs)),
         slots,
         model_shape,
@@ -158,8 +161,8 @@ fn worker_options(
             max_attempts: config.attempts.max_attempts,
             ..RetryPolicy::default()
         },
-        ..WorkerOptions::new(data_dir.clone(), url, std::env::current_exe()?)
-    })
+        ..WorkerOptions::new(data_dir.clone(), url, trainer_program)
+    }
 }
 
 /// As the trainers would find it, without looking anywhere but on this machine.

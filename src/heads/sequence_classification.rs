@@ -283,6 +283,17 @@ impl SequenceClassifier {
         self.classifier.weights_changed()
     }
 
+    /// The same after a step of the optimizer: on a GPU it has written what products read as well.
+    ///
+    /// # Errors
+    /// As [`Self::weights_changed`].
+    pub fn weights_updated(&mut self) -> Result<()> {
+        match self.parameters.table()? {
+            None => self.weights_changed(),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Gives the workspace's memory back.
     pub fn release(&mut self) {
         self.encoder.release();

@@ -9,6 +9,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod clip;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod cuda;

@@ -4,7 +4,7 @@ use candle_core::Result;
 
 use super::{Loaded, Parameter, ParameterSource, Parameters};
 use crate::kernels::activation::Activation;
-use crate::kernels::device::{Compute, Device};
+use crate::kernels::device::Compute;
 use crate::kernels::first_rows;
 use crate::kernels::linear::{
     self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
@@ -17,8 +17,6 @@ pub struct Linear {
     bias: Parameter,
     /// `weight` in the form that products want.
     packed: LinearWeight,
-    /// On a GPU that computes in bf16: `bias`, as its products want it.
-    short_bias: Option<Tensor>,
     precision: Precision,
 }
 
@@ -34,21 +32,18 @@ impl Linear {
         inputs: usize,
         compute: &Compute,
     ) -> Loaded<Self, S> {
-        let weight = source.parameter(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = source.parameter(&format!("{name}.bias"), &[outputs])?;
+        let mut weight = source.parameter(&format!("{name}.weight"), &[outputs, inputs])?;
+        let mut bias = source.parameter(&format!("{name}.bias"), &[outputs])?;
         let packed = LinearWeight::new(&weight.value, compute.precision)?;
+        weight.rounded = packed.rounded().cloned();
         let dtype = compute.storage();
-        let short_bias = match &compute.device {
-            Device::Gpu(_) if dtype != bias.value.dtype() => {
-                Some(Tensor::zeros(outputs, dtype, &compute.device)?)
-            }
-            _ => None,
-        };
+        if compute.device.gpu().is_some() && dtype != bias.value.dtype() {
+            bias.rounded = Some(Tensor::zeros(outputs, dtype, &compute.device)?);
+        }
         let this = Self {
             weight,
             bias,
             packed,
-            short_bias,
             precision: compute.precision,
         };
         this.refresh_bias()?;
@@ -57,12 +52,12 @@ impl Linear {
 
     /// What products add.
     fn bias(&self) -> &Tensor {
-        self.short_bias.as_ref().unwrap_or(&self.bias.value)
+        self.bias.rounded.as_ref().unwrap_or(&self.bias.value)
     }
 
     fn refresh_bias(&self) -> Result<()> {
-        match &self.short_bias {
-            Some(short) => first_rows::cast(&self.bias.value, short),
+        match &self.bias.rounded {
+            Some(rounded) => first_rows::cast(&self.bias.value, rounded),
             None => Ok(()),
         }
     }

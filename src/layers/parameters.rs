@@ -22,6 +22,9 @@ pub struct Parameter {
     pub value: Tensor,
     /// Sum of gradients since it was last zeroed.
     pub grad: Tensor,
+    /// On a GPU that computes in bf16: a copy of the value that its products read. The optimizer writes it with the
+    /// value; who writes the value otherwise calls the layer's `weights_changed`.
+    pub rounded: Option<Tensor>,
     /// For tables: which rows of the gradient may be other than zero. `None` is all.
     pub rows: Option<TouchedRows>,
 }
@@ -37,6 +40,7 @@ impl Parameter {
             name: name.into(),
             value,
             grad,
+            rounded: None,
             rows: None,
         })
     }
@@ -167,13 +171,16 @@ impl Parameters {
     }
 
     /// All gradients, if they are on a GPU.
-    fn table(&self) -> Result<Option<&Table>> {
+    ///
+    /// # Errors
+    /// If one is not an f32 tensor, or memory is short.
+    pub fn table(&self) -> Result<Option<&Table>> {
         let device = self.list.first().map(|p| p.grad.device());
         let Some(Device::Gpu(gpu)) = device else {
             return Ok(None);
         };
         if self.table.get().is_none() {
-            let gradients = self.iter().map(|p| ([p.grad.clone()], false));
+            let gradients = self.iter().map(|p| ([p.grad.clone()], []));
             let table = Arc::new(Table::new(&gpu, gradients)?);
             // Another thread's is the same.
             let _ = self.table.set(table);

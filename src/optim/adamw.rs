@@ -12,6 +12,7 @@ use crate::kernels::tensor::Tensor;
 use crate::kernels::view;
 use crate::layers::{Parameter, Parameters, RowSet};
 
+use super::clip::GradScale;
 use super::param_groups::decays;
 
 /// HF's `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`.
@@ -108,14 +109,18 @@ impl AdamW {
         self.step
     }
 
-    /// Updates every parameter with its gradient times `grad_scale` (the clip coefficient), at learning rate `lr`.
-    /// The gradients stay as they are.
+    /// Updates every parameter with its gradient, scaled as clipping wants it, at learning rate `lr`. The gradients
+    /// stay as they are. On a GPU rounded copies of the parameters are written along.
     ///
     /// # Errors
     /// If a tensor is not contiguous f32, or the GPU fails.
-    pub fn step(&mut self, lr: f64, grad_scale: f32) -> Result<()> {
+    pub fn step(&mut self, lr: f64, scale: impl Into<GradScale>) -> Result<()> {
         self.step += 1;
         let o = self.options;
+        let (grad_scale, gate) = match scale.into() {
+            GradScale::Known(scale) => (scale, None),
+            GradScale::OnGpu(gate) => (1.0, Some(gate)),
+        };
         let update = |weight_decay| {
             AdamWUpdate::new(
                 self.step,
@@ -128,7 +133,10 @@ impl AdamW {
         };
         let (with_decay, without) = (update(o.weight_decay), update(0.0));
         if let Some(table) = &self.table {
-            return adamw::cuda::adamw(table, with_decay);
+            return adamw::cuda::adamw(table, with_decay, gate.as_ref());
+        }
+        if gate.is_some() {
+            bail!("parameters on the host cannot be scaled by a GPU's number")
         }
         for slot in &mut self.slots {
             slot.apply(if slot.decays { &with_decay } else { &without })?;
@@ -197,11 +205,16 @@ fn table(slots: &[Slot]) -> Result<Option<Table>> {
     let Some(Device::Gpu(gpu)) = device else {
         return Ok(None);
     };
-    let groups = slots.iter().map(|slot| {
+    let group = |slot: &Slot| {
         let (value, grad) = (&slot.parameter.value, &slot.parameter.grad);
         let tensors = [value, grad, &slot.exp_avg, &slot.exp_avg_sq];
-        (tensors.map(Clone::clone), slot.decays)
-    });
+        let rounded = match &slot.parameter.rounded {
+            Some(rounded) => gpu.address(rounded, DType::BF16)?.word(),
+            None => 0,
+        };
+        Ok((tensors.map(Clone::clone), [u64::from(slot.decays), rounded]))
+    };
+    let groups = slots.iter().map(group).collect::<Result<Vec<_>>>()?;
     Table::new(&gpu, groups).map(Some)
 }
 

@@ -1,4 +1,4 @@
-//! The global gradient norm, clipping by it, and the gate of the first step.
+//! The global gradient norm, and the gate of the first step.
 
 use candle_core::Result;
 
@@ -15,17 +15,6 @@ pub fn global_grad_norm(parameters: &Parameters) -> Result<f64> {
         .iter()
         .sum::<f64>()
         .sqrt())
-}
-
-/// What clipping multiplies the gradients by (`torch.nn.utils.clip_grad_norm_`); 1 if `max_norm` is 0, which
-/// turns clipping off. `norm` must be finite: a step with another must not be taken.
-pub fn clip_coefficient(norm: f64, max_norm: f64) -> f32 {
-    if max_norm <= 0.0 {
-        return 1.0;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "at most 1")]
-    let coefficient = (max_norm / (norm + 1e-6)).min(1.0) as f32;
-    coefficient
 }
 
 /// Names of the parameters whose gradient is zero throughout, or has an element that is not finite: parts of the
@@ -61,27 +50,12 @@ mod tests {
                 name: (*name).to_owned(),
                 value,
                 grad: Tensor::from_slice(grad, grad.len(), &Device::Cpu).unwrap(),
+                rounded: None,
                 rows: None,
             };
             parameters.push(parameter);
         }
         parameters
-    }
-
-    /// torch 2.15: `a.grad = [3, 4]; b.grad = [12]; clip_grad_norm_([a, b], 1.0)` returns 13 and leaves
-    /// a.grad = [0.2307692170, 0.3076922894], b.grad = [0.9230768681].
-    #[test]
-    fn clipping_is_that_of_torch() {
-        let norm = global_grad_norm(&parameters(&[("a", vec![3.0, 4.0]), ("b", vec![12.0])]));
-        let norm = norm.unwrap();
-        assert_eq!(norm, 13.0);
-        let coefficient = clip_coefficient(norm, 1.0);
-        assert_eq!(3.0 * coefficient, 0.230_769_22);
-        assert_eq!(4.0 * coefficient, 0.307_692_3);
-        assert_eq!(12.0 * coefficient, 0.923_076_87);
-        assert_eq!(clip_coefficient(13.0, 20.0), 1.0);
-        assert_eq!(clip_coefficient(13.0, 0.0), 1.0);
-        assert_eq!(clip_coefficient(0.0, 1.0), 1.0);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! schedules. All state can be saved by name; schedules are pure functions of the step.
 
 mod adamw;
+mod clip;
 mod grad_norm;
 mod param_groups;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWOptions, OptimizerStateError};
-pub use grad_norm::{clip_coefficient, global_grad_norm, missing_gradients};
+pub use clip::{Clip, GradScale, Measured};
+pub use grad_norm::{global_grad_norm, missing_gradients};
 pub use param_groups::{ParamGroups, decays};
 pub use schedule::{Schedule, ScheduleKind};

@@ -21,6 +21,7 @@ mod exact;
 mod export;
 mod file_rows;
 mod gate;
+mod gpu_check;
 mod meter;
 mod model_card;
 mod observer;
@@ -44,6 +45,7 @@ use crate::domain::{
 };
 use crate::faults::Faults;
 
+pub use gpu_check::check_gpu;
 pub use observer::Observer;
 pub use predict::{Prediction, Predictor};
 pub use trainer::Outcome;

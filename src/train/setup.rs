@@ -9,7 +9,7 @@ use crate::heads::SequenceClassifier;
 use crate::kernels::device::{Compute, Device};
 use crate::kernels::linear::Precision;
 use crate::models::ModelError;
-use crate::optim::{AdamW, AdamWOptions, Schedule, ScheduleKind};
+use crate::optim::{AdamW, AdamWOptions, Clip, Schedule, ScheduleKind};
 
 use super::data_order::DataOrder;
 use super::prepare::{self, PreparedData};
@@ -44,6 +44,13 @@ pub struct Due {
     pub evaluate: bool,
     /// A checkpoint.
     pub save: bool,
+}
+
+impl Due {
+    /// Whether anything is.
+    pub fn any(self) -> bool {
+        self.log || self.evaluate || self.save
+    }
 }
 
 impl Setup {
@@ -97,8 +104,10 @@ impl Setup {
         );
         let setup = Self::derive(args, data, prepare::data_seed(job), &model)?;
         let optimizer = AdamW::new(model.parameters(), adamw_options(args)).map_err(engine)?;
+        let clip = Clip::new(model.parameters(), args.max_grad_norm).map_err(engine)?;
         let learner = Learner {
             model,
+            clip,
             optimizer,
             seed,
         };

@@ -12,7 +12,7 @@ use super::exact;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerState {
-    /// Optimizer steps taken.
+    /// Optimizer steps taken, or under way on a GPU.
     pub global_step: u64,
     /// Sum of the steps' losses since the last log entry.
     #[serde(deserialize_with = "exact::number")]
@@ -68,9 +68,8 @@ pub struct LogEntry {
 }
 
 impl TrainerState {
-    /// Takes note of one optimizer step.
+    /// Takes note of what one optimizer step, which is counted already, came to.
     pub fn record_step(&mut self, loss: f64, samples: u64, tokens: u64) {
-        self.global_step += 1;
         self.loss_since_log += loss;
         self.steps_since_log += 1;
         self.loss_total += loss;
@@ -154,7 +153,7 @@ mod tests {
         assert_eq!(state.take_logged_loss(), 2.0);
         state.record_step(5.0, 4, 10);
         assert_eq!(state.take_logged_loss(), 5.0);
-        assert_eq!((state.global_step, state.loss_total), (3, 9.0));
+        assert_eq!((state.steps_since_log, state.loss_total), (0, 9.0));
         assert_eq!((state.samples_seen, state.tokens_seen), (20, 160));
     }
 

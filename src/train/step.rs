@@ -1,38 +1,55 @@
 //! One optimizer step: gradients of all micro-batches, then norm, clip, update.
 
-use std::time::Duration;
-use std::time::Instant;
-
 use crate::data::Batch;
 use crate::domain::{ErrorCode, JobError, TrainingArguments};
 use crate::faults::{Action, Faults};
 use crate::heads::{LossOptions, SequenceClassifier};
+use crate::kernels::clip::Measures;
 use crate::kernels::cross_entropy::Loss;
 use crate::kernels::view;
 use crate::layers;
 use crate::metrics::MetricError;
 use crate::models::{DropoutSeed, Input};
-use crate::optim::{self, AdamW};
+use crate::optim::{AdamW, Clip, Measured};
 
 use super::gate;
 use super::prepare::PreparedData;
 use super::watchdog::Pulse;
 
-/// What one step did.
-#[derive(Clone, Copy, Debug)]
-pub struct StepResult {
-    /// Mean loss over the step's samples.
-    pub loss: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Learning rate the update used.
-    pub learning_rate: f64,
+/// Rows that an error names.
+const NAMED_ROWS: usize = 16;
+
+/// A step whose update is made, or under way on a GPU.
+#[derive(Debug)]
+pub struct StartedStep {
+    /// Which one it is.
+    pub place: StepPlace,
     /// Samples in the step.
     pub samples: u64,
     /// Tokens in the step.
     pub tokens: u64,
-    /// Wall time.
-    pub took: Duration,
+    measured: Measured,
+    /// The first of its rows.
+    rows: Vec<u32>,
+}
+
+impl StartedStep {
+    /// Whether there is nothing to wait for.
+    pub fn is_done(&self) -> bool {
+        self.measured.is_known()
+    }
+
+    /// What came of it; waits for it.
+    ///
+    /// # Errors
+    /// `non_finite_loss`: then neither this step nor one that was started after it has updated anything.
+    pub fn finish(&self, data: &PreparedData) -> Result<Measures, JobError> {
+        let measures = self.measured.wait().map_err(engine)?;
+        if measures.are_finite() {
+            return Ok(measures);
+        }
+        Err(non_finite(measures, self.place, &lines(data, &self.rows)))
+    }
 }
 
 /// What a step is about.
@@ -64,6 +81,8 @@ pub struct StepContext<'a> {
 pub struct Learner {
     /// Encoder and head.
     pub model: SequenceClassifier,
+    /// Clips their gradients.
+    pub clip: Clip,
     /// AdamW over the model's parameters.
     pub optimizer: AdamW,
     /// Seed of the dropout masks.
@@ -71,54 +90,52 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Takes one step over `micro_batches` of the training rows.
+    /// Takes one step over `micro_batches` of the training rows. On a GPU it may be under way when this returns, and
+    /// the next can be started.
     ///
     /// The loss is the sum over all items divided by all items of the step, so that any split of a batch
     /// into micro-batches gives the same gradient (HF averages averages, or does not divide at all).
     ///
     /// # Errors
-    /// `non_finite_loss` before anything is updated; `gradient_missing` at the first step; `out_of_memory` if
-    /// a micro-batch is too large for the workspace, with nothing changed but gradients.
-    pub fn step(
+    /// `non_finite_loss` before anything is updated, or on a GPU when the step is finished; `gradient_missing` at the
+    /// first step; `out_of_memory` if a micro-batch is too large for the workspace, with nothing changed but gradients.
+    pub fn start(
         &mut self,
         context: &StepContext<'_>,
         place: StepPlace,
         micro_batches: &[Batch],
-    ) -> Result<StepResult, JobError> {
-        let started = Instant::now();
-        let (data, args) = (context.data, context.args);
+    ) -> Result<StartedStep, JobError> {
         let samples: usize = micro_batches.iter().map(Batch::sequences).sum();
         let (losses, tokens) = self.gradients(context, place, micro_batches, samples)?;
-        let grad_norm = optim::global_grad_norm(self.model.parameters()).map_err(engine)?;
-        let mut loss = 0.0;
-        for sum in losses {
-            loss += sum.wait().map_err(engine)?;
+        let share = f64::from(share_of_one(samples));
+        let (measured, scale) = self
+            .clip
+            .measure(self.model.parameters(), losses, share)
+            .map_err(engine)?;
+        let rows = micro_batches.iter().flat_map(|batch| &batch.sequence_keys);
+        let rows = rows.filter_map(|&key| u32::try_from(key).ok());
+        let step = StartedStep {
+            place,
+            samples: samples as u64,
+            tokens,
+            measured,
+            rows: rows.take(NAMED_ROWS).collect(),
+        };
+        let is_first = place.global_step == 0;
+        if step.is_done() || is_first {
+            step.finish(context.data)?;
         }
-        loss *= f64::from(share_of_one(samples));
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            let lines = lines(data, micro_batches);
-            return Err(non_finite(loss, grad_norm, place, &lines));
-        }
-        if place.global_step == 0 {
+        if is_first {
             gate::check(self.model.parameters())?;
         }
 
         // ---- the update; everything after it is bookkeeping ------------------------------------
-        let clip = optim::clip_coefficient(grad_norm, args.max_grad_norm);
         self.optimizer
-            .step(place.learning_rate, clip)
+            .step(place.learning_rate, scale)
             .map_err(engine)?;
-        self.model.weights_changed().map_err(engine)?;
+        self.model.weights_updated().map_err(engine)?;
         // -----------------------------------------------------------------------------------------
-
-        Ok(StepResult {
-            loss,
-            grad_norm,
-            learning_rate: place.learning_rate,
-            samples: samples as u64,
-            tokens,
-            took: started.elapsed(),
-        })
+        Ok(step)
     }
 
     /// The losses of all micro-batches, with the gradient of their mean left in the parameters, and their tokens.
@@ -248,10 +265,8 @@ fn out_of_memory() -> JobError {
 }
 
 /// Lines of the training file that a step's rows are on; the first few are enough to look at.
-fn lines(data: &PreparedData, micro_batches: &[Batch]) -> String {
-    let keys = micro_batches.iter().flat_map(|batch| &batch.sequence_keys);
-    let rows = keys.take(16).filter_map(|&key| u32::try_from(key).ok());
-    match data.train.lines(&rows.collect::<Vec<_>>()) {
+fn lines(data: &PreparedData, rows: &[u32]) -> String {
+    match data.train.lines(rows) {
         Ok(lines) => lines
             .iter()
             .map(u64::to_string)
@@ -261,7 +276,8 @@ fn lines(data: &PreparedData, micro_batches: &[Batch]) -> String {
     }
 }
 
-fn non_finite(loss: f64, grad_norm: f64, place: StepPlace, lines: &str) -> JobError {
+fn non_finite(measures: Measures, place: StepPlace, lines: &str) -> JobError {
+    let Measures { loss, grad_norm } = measures;
     JobError::new(
         ErrorCode::NonFiniteLoss,
         format!(

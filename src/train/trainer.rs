@@ -1,8 +1,8 @@
 //! The loop. What happens at the end of a step, and in which order, is HF's `DefaultFlowCallback`:
 //! log, evaluate, save.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use crate::domain::{
     Command, ErrorCode, Event, JobError, LogLevel, Phase, SaveStrategy, TrainingArguments,
@@ -16,9 +16,9 @@ use super::data_order::StepPlan;
 use super::evaluate::{self, Evaluation, round};
 use super::meter::Meter;
 use super::prepare::PreparedData;
-use super::setup::Setup;
+use super::setup::{Due, Setup};
 use super::state::{LogEntry, TrainerState};
-use super::step::{Learner, StepContext, StepPlace, StepResult};
+use super::step::{Learner, StartedStep, StepContext, StepPlace};
 use super::watchdog::Pulse;
 use super::{Observer, TrainJob, resume};
 
@@ -36,6 +36,26 @@ pub enum Outcome {
     Paused,
 }
 
+/// A GPU is given the next step while it is at one: else it would stand still while that is read and launched.
+const STEPS_AHEAD: usize = 1;
+
+/// A step that was started.
+struct StepUnderWay {
+    step: StartedStep,
+    /// Its epoch, fractional, once it is done.
+    epoch: f64,
+    /// When its rows were asked for.
+    started: Instant,
+}
+
+/// What the newest finished step did.
+#[derive(Clone, Copy, Debug, Default)]
+struct LastStep {
+    grad_norm: f64,
+    learning_rate: f64,
+    finished: Option<Instant>,
+}
+
 /// One training under way.
 pub struct Trainer<'a> {
     job: &'a TrainJob,
@@ -45,6 +65,9 @@ pub struct Trainer<'a> {
     setup: Setup,
     batches: Batches,
     learner: Learner,
+    /// Started, oldest first; their results are not in `state` yet.
+    under_way: VecDeque<StepUnderWay>,
+    last: LastStep,
     state: TrainerState,
     /// The step this attempt began after.
     resumed_at: u64,
@@ -76,6 +99,8 @@ impl<'a> Trainer<'a> {
             data,
             setup,
             learner,
+            under_way: VecDeque::new(),
+            last: LastStep::default(),
             state: TrainerState {
                 micro_batch_divisor: job.micro_batch_divisor.max(1),
                 ..TrainerState::default()
@@ -129,6 +154,7 @@ impl<'a> Trainer<'a> {
                 Command::Continue => {}
                 Command::Cancel => return Ok(Outcome::Cancelled),
                 Command::Pause => {
+                    self.finish_steps(0)?;
                     if self.saved_at != Some(self.state.global_step) {
                         self.save()?;
                     }
@@ -136,40 +162,48 @@ impl<'a> Trainer<'a> {
                     return Ok(Outcome::Paused);
                 }
             }
-            let (plan, result) = self.step()?;
-            self.pulse.step(result.took);
-            self.state
-                .record_step(result.loss, result.samples, result.tokens);
-            if self.on_step_end(&plan, &result)?.is_cancelled() {
+            let plan = self.start_step()?;
+            let step = self.state.global_step;
+            let due = self.setup.due(self.args(), step, plan.ends_epoch);
+            // Whatever looks at what was learned waits for it.
+            let waits = due.any() || self.setup.is_over(self.args(), &self.state);
+            self.finish_steps(if waits { 0 } else { STEPS_AHEAD })?;
+            if self.on_step_end(&plan, due)?.is_cancelled() {
                 return Ok(Outcome::Cancelled);
             }
         }
         self.finish()
     }
 
-    /// One update. When memory is short, all micro-batches are halved and the step begins again: nothing but
+    /// Starts one update. When memory is short, all micro-batches are halved and the step begins again: nothing but
     /// gradients has changed, and the rows of the update stay the same. A smaller micro-batch is kept for the
     /// rest of the training.
-    fn step(&mut self) -> Result<(StepPlan, StepResult), JobError> {
+    fn start_step(&mut self) -> Result<StepPlan, JobError> {
         if let Some(action) = self.job.faults.at("train.step", self.state.global_step + 1) {
             Faults::strike(action);
         }
         let place = self.place();
+        // Waiting for rows counts.
+        let started = Instant::now();
         loop {
             let size = self.micro_batch_size();
-            let started = Instant::now();
-            let step = self.batches.step(place.dropout_step, size)?;
+            let rows = self.batches.step(place.dropout_step, size)?;
             let context = StepContext {
                 data: &self.data,
                 args: &self.job.spec.training_args,
                 pulse: self.pulse,
                 faults: &self.job.faults,
             };
-            match self.learner.step(&context, place, &step.batches) {
-                Ok(mut result) => {
-                    // Waiting for rows counts.
-                    result.took = started.elapsed();
-                    return Ok((step.plan, result));
+            match self.learner.start(&context, place, &rows.batches) {
+                Ok(step) => {
+                    self.state.global_step += 1;
+                    let epoch = rows.plan.epoch;
+                    self.under_way.push_back(StepUnderWay {
+                        step,
+                        epoch,
+                        started,
+                    });
+                    return Ok(rows.plan);
                 }
                 Err(error) if error.code == ErrorCode::OutOfMemory && size > 1 => {
                     self.halve_micro_batches();
@@ -177,6 +211,48 @@ impl<'a> Trainer<'a> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Waits until at most `ahead` steps are under way, and takes note of the others.
+    fn finish_steps(&mut self, ahead: usize) -> Result<(), JobError> {
+        loop {
+            let too_many = self.under_way.len() > ahead;
+            let oldest = self
+                .under_way
+                .pop_front_if(|oldest| too_many || oldest.step.is_done());
+            match oldest {
+                Some(oldest) => self.finish_step(&oldest)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn finish_step(&mut self, under_way: &StepUnderWay) -> Result<(), JobError> {
+        let step = &under_way.step;
+        let measures = step.finish(&self.data)?;
+        let now = Instant::now();
+        // While one was under way, the time of the next had not begun.
+        let began = self.last.finished.max(Some(under_way.started));
+        let took = began.map_or(Duration::ZERO, |began| now - began);
+        self.last = LastStep {
+            grad_norm: measures.grad_norm,
+            learning_rate: step.place.learning_rate,
+            finished: Some(now),
+        };
+        self.pulse.step(took);
+        self.state
+            .record_step(measures.loss, step.samples, step.tokens);
+        self.meter.add_step(took, step.samples, step.tokens);
+        let progress = self.meter.progress(
+            step.place.global_step + 1,
+            self.setup.total_steps,
+            under_way.epoch,
+            measures.loss,
+        );
+        if let Some(progress) = progress {
+            self.observer.event(Event::Progress(progress));
+        }
+        Ok(())
     }
 
     /// Where the next step is. (With the fault `train.order`, a resumed training begins again at the first
@@ -217,21 +293,11 @@ impl<'a> Trainer<'a> {
         &self.job.spec.training_args
     }
 
-    fn on_step_end(&mut self, plan: &StepPlan, result: &StepResult) -> Result<Flow, JobError> {
-        let step = self.state.global_step;
+    fn on_step_end(&mut self, plan: &StepPlan, due: Due) -> Result<Flow, JobError> {
         let published = self.writer.poll()?;
         self.report_checkpoint(published);
-        self.meter
-            .add_step(result.took, result.samples, result.tokens);
-        let progress = self
-            .meter
-            .progress(step, self.setup.total_steps, plan.epoch, result.loss);
-        if let Some(progress) = progress {
-            self.observer.event(Event::Progress(progress));
-        }
-        let due = self.setup.due(self.args(), step, plan.ends_epoch);
         if due.log {
-            self.log(plan.epoch, result);
+            self.log(plan.epoch);
         }
         let mut new_best = false;
         if due.evaluate {
@@ -248,12 +314,12 @@ impl<'a> Trainer<'a> {
         Ok(Flow::Continue)
     }
 
-    fn log(&mut self, epoch: f64, result: &StepResult) {
+    fn log(&mut self, epoch: f64) {
         let loss = self.state.take_logged_loss();
         let values = BTreeMap::from([
             ("loss".to_owned(), loss),
-            ("grad_norm".to_owned(), result.grad_norm),
-            ("learning_rate".to_owned(), result.learning_rate),
+            ("grad_norm".to_owned(), self.last.grad_norm),
+            ("learning_rate".to_owned(), self.last.learning_rate),
         ]);
         self.report_metrics(epoch, values);
     }

@@ -7,6 +7,7 @@
 //! overtakes it, it will get one.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::gpus::{self, Card, Gpus};
@@ -33,17 +34,20 @@ pub struct GpuSlots {
 }
 
 impl Slots {
-    /// By the settings: `auto` looks for cards that `CUDA_VISIBLE_DEVICES` leaves to this server, and takes the
-    /// processor if there are none.
-    pub fn find(setting: SlotSetting, jobs_per_gpu: u32) -> Self {
+    /// By the settings: `auto` looks for cards that `CUDA_VISIBLE_DEVICES` leaves to this server and that
+    /// `trainer_program` can train on, and takes the processor if there are none.
+    pub fn find(setting: SlotSetting, jobs_per_gpu: u32, trainer_program: &Path) -> Self {
         if let SlotSetting::Cpu(jobs) = setting {
             return Self::Cpu(jobs);
         }
         let visible = std::env::var(gpus::VISIBLE_ENV).ok();
-        match gpus::find(visible.as_deref()) {
+        match gpus::find(visible.as_deref(), trainer_program) {
             Ok((gpus, cards)) => Self::Gpus(GpuSlots::new(gpus, cards, jobs_per_gpu)),
             Err(reason) => {
-                tracing::warn!(reason, "no GPU found: jobs are trained on the processor");
+                tracing::warn!(
+                    reason,
+                    "no GPU to train on: jobs are trained on the processor"
+                );
                 Self::Cpu(SlotSetting::CPU_JOBS)
             }
         }

@@ -20,6 +20,14 @@ pub struct ItemLosses {
 }
 
 impl ItemLosses {
+    pub fn address(&self) -> Address {
+        self.losses.address()
+    }
+
+    pub fn len(&self) -> usize {
+        self.items
+    }
+
     /// Their sum, in order.
     pub fn wait(&self) -> Result<f64> {
         let mut losses = vec![0f64; self.items];

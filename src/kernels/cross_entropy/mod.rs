@@ -20,6 +20,14 @@ pub enum Loss {
 }
 
 impl Loss {
+    /// What a GPU may still be computing.
+    pub fn under_way(&self) -> Option<&cuda::ItemLosses> {
+        match self {
+            Self::Known(_) => None,
+            Self::UnderWay(losses) => Some(losses),
+        }
+    }
+
     /// The sum; waits for it.
     ///
     /// # Errors

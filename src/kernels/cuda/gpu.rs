@@ -13,6 +13,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::blas::Blas;
 use super::memory::Memory;
+use super::staging::Staging;
 
 /// Our kernels, for several generations of cards.
 #[cfg(feature = "cuda")]
@@ -38,6 +39,7 @@ pub struct Gpu {
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     blas: Mutex<Option<Blas>>,
     scratch: Mutex<Option<Memory>>,
+    staging: Mutex<Staging>,
     round_trips: AtomicU64,
 }
 
@@ -117,6 +119,9 @@ impl Gpu {
             Ok::<_, Error>(u32::try_from(value).unwrap_or(0))
         };
         let stream = context.new_stream().map_err(failed("a stream"))?;
+        if context.has_async_alloc() {
+            keep_freed_memory(ordinal).map_err(failed("the GPU's memory"))?;
+        }
         Ok(Arc::new(Self {
             multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_memory: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
@@ -127,6 +132,7 @@ impl Gpu {
             kernels: Mutex::default(),
             blas: Mutex::default(),
             scratch: Mutex::default(),
+            staging: Mutex::new(Staging::new()),
             round_trips: AtomicU64::new(0),
         }))
     }
@@ -228,6 +234,11 @@ impl Gpu {
         }
     }
 
+    /// Calls `f` with what uploads pass through.
+    pub(super) fn with_staging<R>(&self, f: impl FnOnce(&mut Staging) -> R) -> R {
+        f(&mut self.staging.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Calls `f` with `bytes` of memory that ops share for partial results. Work is in order, so the next op's
     /// use of it waits for this one's.
     ///
@@ -249,6 +260,19 @@ impl Gpu {
         f(scratch
             .as_ref()
             .map_or(super::Address::NULL, Memory::address))
+    }
+}
+
+/// Memory that was freed stays with the process. By default the driver takes it back at every wait, and maps it again
+/// at the next step, which takes longer than the step's small ops.
+fn keep_freed_memory(ordinal: usize) -> std::result::Result<(), DriverError> {
+    let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own, and the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(result::device::get(ordinal)?)?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::{Error, Result};
 use cudarc::driver::{result, sys};
 
 use super::gpu::{Gpu, failed};
+use super::pinned::Pinned;
 
 /// Where something is in a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,11 @@ pub struct Address(pub(super) sys::CUdeviceptr);
 impl Address {
     /// Nothing: for what a kernel does not need this time.
     pub const NULL: Self = Self(0);
+
+    /// For tables that kernels read.
+    pub fn word(self) -> u64 {
+        self.0
+    }
 
     /// So many bytes further.
     #[must_use]
@@ -84,9 +90,11 @@ impl Memory {
     /// If it has no such part, or the driver fails.
     pub fn write<T: Copy>(&self, offset: usize, from: &[T]) -> Result<()> {
         let to = self.part(offset, size_of_val(from))?;
-        // SAFETY: the part is inside. Memory of the host that is not pinned is copied before the call returns.
-        unsafe { result::memcpy_htod_async(to.0, from, self.gpu.stream()) }
-            .map_err(failed("copying to the GPU"))
+        // SAFETY: numbers are bytes.
+        let from = unsafe { std::slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from)) };
+        // SAFETY: the part is inside.
+        self.gpu
+            .with_staging(|staging| unsafe { staging.write(&self.gpu, to, from) })
     }
 
     /// Copies to the host; waits for all work before it.
@@ -99,6 +107,21 @@ impl Memory {
         unsafe { result::memcpy_dtoh_async(to, from.0, self.gpu.stream()) }
             .map_err(failed("copying from the GPU"))?;
         self.gpu.synchronize()
+    }
+
+    /// Copies as much as `to` has, without waiting: it is there once an event behind this was reached, and must live
+    /// until then.
+    ///
+    /// # Errors
+    /// If it has no such part, or the driver fails.
+    pub fn read_later(&self, offset: usize, to: &Pinned) -> Result<()> {
+        let from = self.part(offset, to.bytes())?;
+        // SAFETY: both parts are inside, and pinned memory is freed by the driver, after copies under way.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(to.part(0, to.bytes()), to.bytes());
+            result::memcpy_dtoh_async(to, from.0, self.gpu.stream())
+        }
+        .map_err(failed("copying from the GPU"))
     }
 
     /// Copies from other memory of the same GPU.

@@ -12,8 +12,8 @@ const CHUNK: usize = 16384;
 
 /// Groups of N f32 tensors of one shape, such as a parameter with its gradient, and how blocks share them out.
 ///
-/// A kernel gets `entries`, N + 2 words each: the addresses, the number of elements, a flag; and for every block a
-/// word: the number of its entry above, that of its chunk below.
+/// A kernel gets `entries`, N + 1 + M words each: the addresses, the number of elements, M words of its own; and for
+/// every block a word: the number of its entry above, that of its chunk below.
 #[derive(Debug)]
 pub struct Table {
     gpu: Arc<Gpu>,
@@ -24,16 +24,16 @@ pub struct Table {
 }
 
 impl Table {
-    /// The tensors must live as long as the table; `flag` is what the kernel makes of it.
+    /// The tensors must live as long as the table.
     ///
     /// # Errors
     /// If tensors are not f32, not on this GPU, or a group's not of one size.
-    pub fn new<const N: usize>(
+    pub fn new<const N: usize, const M: usize>(
         gpu: &Arc<Gpu>,
-        groups: impl IntoIterator<Item = ([Tensor; N], bool)>,
+        groups: impl IntoIterator<Item = ([Tensor; N], [u64; M])>,
     ) -> Result<Self> {
         let (mut entries, mut blocks, mut starts) = (Vec::new(), Vec::new(), vec![0]);
-        for (index, (tensors, flag)) in (0u64..).zip(groups) {
+        for (index, (tensors, words)) in (0u64..).zip(groups) {
             let n = tensors.first().map_or(0, Tensor::elem_count);
             for tensor in &tensors {
                 if tensor.elem_count() != n {
@@ -41,7 +41,8 @@ impl Table {
                 }
                 entries.push(gpu.address(tensor, DType::F32)?.0);
             }
-            entries.extend([n as u64, u64::from(flag)]);
+            entries.push(n as u64);
+            entries.extend(words);
             blocks.extend((0..n.div_ceil(CHUNK) as u64).map(|chunk| index << 32 | chunk));
             starts.push(blocks.len());
         }

@@ -25,6 +25,20 @@ pub fn zero(table: &Table) -> Result<()> {
 /// # Errors
 /// If the driver refuses, or any work before went wrong.
 pub fn sums_of_squares(table: &Table) -> Result<Vec<f64>> {
+    let memory = block_sums_of_squares(table)?;
+    let mut sums = vec![0f64; table.block_count()];
+    memory.read(0, &mut sums)?;
+    Ok(table
+        .ranges()
+        .map(|range| sums[range].iter().sum())
+        .collect())
+}
+
+/// The sum of the squares of each block of the table, f64 each, on the GPU.
+///
+/// # Errors
+/// If memory is short or the driver refuses.
+pub fn block_sums_of_squares(table: &Table) -> Result<Memory> {
     let memory = Memory::new(table.gpu(), 8 * table.block_count())?;
     let launch = table
         .gpu()
@@ -37,10 +51,5 @@ pub fn sums_of_squares(table: &Table) -> Result<Vec<f64>> {
             .arg(memory.address())
             .run(Grid::line(table.block_count(), THREADS))
     }?;
-    let mut sums = vec![0f64; table.block_count()];
-    memory.read(0, &mut sums)?;
-    Ok(table
-        .ranges()
-        .map(|range| sums[range].iter().sum())
-        .collect())
+    Ok(memory)
 }

@@ -1,4 +1,4 @@
-// Zeroing and measuring gradients, all in one launch each. Entries (see cuda/table.rs): address, elements, flag.
+// Zeroing and measuring gradients, all in one launch each. Entries (see cuda/table.rs): address, elements.
 #include "prelude.cuh"
 
 namespace gradient_cu {
@@ -9,7 +9,6 @@ constexpr int THREADS = 256;
 struct Entry {
     float* x;
     uint64_t n;
-    uint64_t flag;
 };
 
 }  // namespace gradient_cu

@@ -21,12 +21,14 @@ impl Weight {
         }))
     }
 
+    /// The copy, if it is one.
+    pub fn rounded(&self) -> Option<&Tensor> {
+        (self.0.dtype() != DType::F32).then_some(&self.0)
+    }
+
     /// Copies the weight after it has changed.
     pub fn refresh(&self, weight: &Tensor) -> Result<()> {
-        match self.0.dtype() {
-            DType::F32 => Ok(()),
-            _ => cast(weight, &self.0),
-        }
+        self.rounded().map_or(Ok(()), |copy| cast(weight, copy))
     }
 }
 

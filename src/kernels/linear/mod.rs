@@ -126,6 +126,11 @@ impl LinearWeight {
         })
     }
 
+    /// On a GPU, in bf16: the copy that products read.
+    pub fn rounded(&self) -> Option<&Tensor> {
+        self.gpu.as_ref().and_then(cuda::Weight::rounded)
+    }
+
     /// N.
     pub fn out_features(&self) -> usize {
         self.out_features

@@ -1,9 +1,10 @@
 //! Tables are zeroed, summed and updated by the rows that had gradients: bit by bit what whole passes give.
 
 use super::*;
+use crate::kernels::clip;
 use crate::layers::testing::{NoiseSource, noise_rows, on_cpu};
 use crate::layers::{DropoutSeed, Embeddings, EmbeddingsShape, MicroBatch};
-use crate::optim::{clip_coefficient, global_grad_norm};
+use crate::optim::global_grad_norm;
 
 const STEPS: u64 = 60;
 const MAX_NORM: f64 = 2.0;
@@ -50,6 +51,7 @@ impl Training {
         let (mut by_rows, mut whole) = (Parameters::default(), Parameters::default());
         layer.parameters(&mut by_rows);
         let plain = |p: &Parameter| Parameter {
+            rounded: None,
             rows: None,
             ..p.clone()
         };
@@ -107,7 +109,7 @@ impl Training {
         assert!(norm > 0.0);
         self.norms.push(norm.to_bits());
         // Clipping is on in two steps of three.
-        let clip = clip_coefficient(
+        let clip = clip::coefficient(
             norm,
             if step.is_multiple_of(3) {
                 0.0

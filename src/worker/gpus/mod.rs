@@ -1,8 +1,10 @@
 //! This machine's GPUs, as the driver's management library (NVML) tells of them. The library is opened while the
 //! program runs, so that one binary serves machines with and without a driver.
 //!
-//! The server asks which cards there are and how much memory is free; a trainer on a card, what it costs ([`meter`]).
+//! The server asks which cards there are, which of them this program can train on ([`check`]), and how much memory is
+//! free; a trainer on a card, what it costs ([`meter`]).
 
+mod check;
 pub(super) mod meter;
 mod nvml;
 #[cfg(test)]
@@ -10,6 +12,7 @@ pub(super) mod testing;
 mod visible;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The variable by which CUDA is told which cards it may use.
@@ -67,22 +70,29 @@ pub trait Gpus: Send + Sync + fmt::Debug {
 }
 
 /// The cards that jobs may be trained on, and who answers for them. `visible` is the server's own
-/// `CUDA_VISIBLE_DEVICES`: what it leaves out belongs to somebody else.
+/// `CUDA_VISIBLE_DEVICES`: what it leaves out belongs to somebody else. `program` is asked about each card. Blocks for
+/// a second or two where there are cards.
 ///
 /// # Errors
 /// Why there are none, for people.
-pub(super) fn find(visible: Option<&str>) -> Result<(Arc<dyn Gpus>, Vec<Card>), String> {
+pub(super) fn find(
+    visible: Option<&str>,
+    program: &Path,
+) -> Result<(Arc<dyn Gpus>, Vec<Card>), String> {
     let nvml = nvml::Nvml::open().map_err(|error| format!("no driver: {error}"))?;
     let gpus = nvml
         .gpus()
         .map_err(|error| format!("the driver lists none: {error}"))?;
     let count = gpus.len();
     let cards = visible::visible(gpus, visible);
-    match (cards.is_empty(), visible) {
-        (false, _) => Ok((Arc::new(nvml), cards)),
-        (true, Some(visible)) if count > 0 => {
+    match (cards.len(), visible) {
+        (0, Some(visible)) if count > 0 => {
             Err(format!("{VISIBLE_ENV}={visible} leaves none of {count}"))
         }
-        (true, _) => Err("the driver has none that can be used".to_owned()),
+        (0, _) => Err("the driver has none that can be used".to_owned()),
+        (found, _) => match check::usable(cards, program, check::PATIENCE) {
+            usable if usable.is_empty() => Err(format!("none of {found} can be used")),
+            usable => Ok((Arc::new(nvml), usable)),
+        },
     }
 }
