@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use chandler::domain::DeviceKind;
+use chandler::domain::{DeviceKind, ErrorCode};
+use chandler::faults::Faults;
 use chandler::train::{self, Outcome, TrainJob};
 use serde_json::{Value, json};
 
@@ -85,6 +86,48 @@ fn a_training_repeats_and_resumes_to_the_bit() {
     assert!(rest.len() < losses.len());
     assert_eq!(losses[losses.len() - rest.len()..], rest);
     assert!(bits(&whole) == bits(&paused), "a pause shows");
+}
+
+/// Without anything to log, steps overlap: the next is started while the card is at one.
+#[test]
+fn steps_that_overlap_learn_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let lab = lab(temp.path());
+    let [each, none] = [("each", 1), ("none", STEPS * 10)].map(|(name, logging_steps)| {
+        let mut spec = training(true);
+        spec["training_args"]["logging_steps"] = json!(logging_steps);
+        spec["training_args"]["eval_strategy"] = json!("no");
+        let mut job = lab.job(&lab.dir.join(name), &spec);
+        job.device = DeviceKind::Cuda;
+        let recorder = finish(&job);
+        let weights = file(&job, STEPS, "model.safetensors");
+        (
+            weights,
+            recorder.series("train_loss"),
+            recorder.series("loss").len(),
+        )
+    });
+    assert_eq!((each.2, none.2), (STEPS as usize, 0));
+    assert!(each.0 == none.0, "other weights");
+    assert_eq!(each.1, none.1, "another mean loss");
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_seen_behind_steps_that_overlap() {
+    let temp = tempfile::tempdir().unwrap();
+    let lab = lab(temp.path());
+    let mut spec = training(true);
+    spec["training_args"]["logging_steps"] = json!(STEPS * 10);
+    spec["training_args"]["save_strategy"] = json!("steps");
+    spec["training_args"]["save_steps"] = json!(3);
+    let mut job = lab.job(&lab.dir.join("run"), &spec);
+    job.device = DeviceKind::Cuda;
+    job.faults = Faults::parse("train.gradients@7=nan", 1).unwrap();
+    let error = run(&job).0.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NonFiniteLoss, "{error}");
+    assert!(error.message.contains("at step 7 "), "{error}");
+    assert!(error.message.contains("on lines "), "{error}");
+    assert!(lab.dir.join("run/checkpoints/checkpoint-6").is_dir());
 }
 
 /// A job of twelve steps, with a checkpoint after each.

@@ -27,6 +27,8 @@ class Peer:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, work):
+        # As chandler's `auto` does.
+        work = {**work, "bf16": work["bf16"] and machine.has_native_bf16()}
         path = self.folder / "work.json"
         path.write_text(json.dumps(work, default=str))
         env = {**os.environ, **OFFLINE}

@@ -26,10 +26,19 @@ impl Event {
     /// # Errors
     /// If the driver fails.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        // A thread that waits sleeps: other trainers have use for its processor, and the card has more work meanwhile.
+        let flags = [
+            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+            sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC,
+        ];
+        let flags = flags.into_iter().fold(0, |all, flag| all | flag as u32);
         gpu.bind()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the handle is written, or an error answered.
+        unsafe { sys::cuEventCreate(&raw mut event, flags).result() }
+            .map_err(failed("an event"))?;
         Ok(Self {
-            event: result::event::create(flags).map_err(failed("an event"))?,
+            event,
             gpu: gpu.clone(),
         })
     }

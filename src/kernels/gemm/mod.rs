@@ -31,6 +31,9 @@ use super::linear::Precision;
 
 /// Words of depth done at a time, so that a panel's part stays in the L2 cache.
 pub const DEPTH: usize = 1024;
+/// Panels from which on it pays to turn a left factor that narrow tiles would walk through by its columns: each of them
+/// would use a few words of every line of the cache, and the larger part of the L1 cache for that.
+const TURN_FROM: usize = 3;
 
 /// What a word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +223,11 @@ pub unsafe fn multiply(
     if let Start::Bias(bias) = start {
         assert!(bias.len() >= width, "the bias is too short");
     }
-    if engine.format == Format::Tiles && left.depth_stride != 1 {
+    let turns = match engine.format {
+        Format::Tiles => true,
+        _ => tile::width(engine) == tile::NARROW && panels.len() >= TURN_FROM,
+    };
+    if turns && left.depth_stride != 1 {
         return TURNED.with_borrow_mut(|turned| {
             let left = turn(engine, left, rows, depth, turned);
             // SAFETY: the caller's promise.
@@ -282,27 +289,43 @@ impl Block<'_> {
     /// # Safety
     /// As for [`multiply`].
     unsafe fn run(&self) {
-        let mut row = 0;
-        while row < self.rows {
-            let rows = tile::rows(self.engine, self.rows - row);
-            let out = self
-                .out
-                .wrapping_add(row * self.out_stride + self.columns.start);
-            // SAFETY: a full tile writes the panel's columns of its rows, which the caller promised; an
-            // edge tile takes care of itself.
-            unsafe {
-                if self.columns.len() == self.padded {
-                    let start = match self.start {
-                        Start::Zero => TileStart::Zero,
-                        Start::Out => TileStart::Out,
-                        Start::Bias(bias) => TileStart::Bias(bias[self.columns.clone()].as_ptr()),
-                    };
-                    self.tile(row, rows, start, out, self.out_stride);
-                } else {
-                    self.edge(row, rows, out);
-                }
+        // A narrow strip of the panel stays in the L1 cache while all rows pass it.
+        let width = tile::width(self.engine).min(self.padded);
+        for first in (0..self.padded).step_by(width) {
+            let strip = first..self.padded.min(first + width);
+            let mut row = 0;
+            while row < self.rows {
+                let rows = tile::rows(self.engine, self.rows - row);
+                // SAFETY: the caller's promise.
+                unsafe { self.part(row..row + rows, &strip) };
+                row += rows;
             }
-            row += rows;
+        }
+    }
+
+    /// A tile's rows and some of the panel's columns.
+    ///
+    /// # Safety
+    /// As for [`multiply`].
+    unsafe fn part(&self, rows: Range<usize>, strip: &Range<usize>) {
+        let columns =
+            self.columns.start + strip.start..self.columns.end.min(self.columns.start + strip.end);
+        let out = self
+            .out
+            .wrapping_add(rows.start * self.out_stride + columns.start);
+        // SAFETY: a full tile writes these columns of its rows, which the caller promised; an edge tile takes care of
+        // itself.
+        unsafe {
+            if columns.len() == strip.len() {
+                let start = match self.start {
+                    Start::Zero => TileStart::Zero,
+                    Start::Out => TileStart::Out,
+                    Start::Bias(bias) => TileStart::Bias(bias[columns].as_ptr()),
+                };
+                self.tile(rows, strip, start, out, self.out_stride);
+            } else {
+                self.edge(rows, strip, columns, out);
+            }
         }
     }
 
@@ -310,49 +333,54 @@ impl Block<'_> {
     ///
     /// # Safety
     /// As for [`multiply`]; `out` points to the tile's first element.
-    unsafe fn edge(&self, row: usize, rows: usize, out: *mut f32) {
+    unsafe fn edge(
+        &self,
+        rows: Range<usize>,
+        strip: &Range<usize>,
+        columns: Range<usize>,
+        out: *mut f32,
+    ) {
         let mut aside = Aside([[0.0; MAX_WIDTH]; MAX_ROWS]);
-        let columns = self.columns.len();
-        // SAFETY: only the panel's columns of the tile's rows are touched, which the caller promised, and
-        // they are not part of `aside`, which is large enough for any tile.
+        // SAFETY: only these columns of the tile's rows are touched, which the caller promised, and they are not part of
+        // `aside`, which is large enough for any tile.
         unsafe {
-            for (r, line) in aside.0.iter_mut().enumerate().take(rows) {
-                let line = &mut line[..columns];
+            for (r, line) in aside.0.iter_mut().enumerate().take(rows.len()) {
+                let line = &mut line[..columns.len()];
                 match self.start {
                     Start::Zero => {}
                     Start::Out => {
-                        let from =
-                            std::slice::from_raw_parts(out.add(r * self.out_stride), columns);
+                        let from = out.add(r * self.out_stride);
+                        let from = std::slice::from_raw_parts(from, columns.len());
                         line.copy_from_slice(from);
                     }
-                    Start::Bias(bias) => line.copy_from_slice(&bias[self.columns.clone()]),
+                    Start::Bias(bias) => line.copy_from_slice(&bias[columns.clone()]),
                 }
             }
             let start = aside.0.as_mut_ptr().cast::<f32>();
-            self.tile(row, rows, TileStart::Out, start, MAX_WIDTH);
-            for (r, line) in aside.0.iter().enumerate().take(rows) {
-                std::slice::from_raw_parts_mut(out.add(r * self.out_stride), columns)
-                    .copy_from_slice(&line[..columns]);
+            self.tile(rows.clone(), strip, TileStart::Out, start, MAX_WIDTH);
+            for (r, line) in aside.0.iter().enumerate().take(rows.len()) {
+                std::slice::from_raw_parts_mut(out.add(r * self.out_stride), columns.len())
+                    .copy_from_slice(&line[..columns.len()]);
             }
         }
     }
 
     /// # Safety
-    /// `out` must be valid for `rows` rows of the padded width; the rest as for [`multiply`].
+    /// `out` must be valid for as many rows of the strip's width; the rest as for [`multiply`].
     unsafe fn tile(
         &self,
-        row: usize,
-        rows: usize,
+        rows: Range<usize>,
+        strip: &Range<usize>,
         start: TileStart,
         out: *mut f32,
         out_stride: usize,
     ) {
-        let first = row * self.left.row_stride + self.depth.start * self.left.depth_stride;
+        let first = rows.start * self.left.row_stride + self.depth.start * self.left.depth_stride;
         let tile = Tile {
             left: self.left.words.as_ptr().wrapping_add(first),
             row_stride: self.left.row_stride,
             depth_stride: self.left.depth_stride,
-            right: self.words.as_ptr(),
+            right: self.words.as_ptr().wrapping_add(strip.start),
             right_stride: self.padded,
             depth: self.depth.len(),
             out,
@@ -361,7 +389,7 @@ impl Block<'_> {
         };
         // SAFETY: `multiply` checked that all rows and depths are within `left`; `words` has
         // depth × padded words by construction; `out` is the caller's promise.
-        unsafe { tile.run(self.engine, rows, self.padded) }
+        unsafe { tile.run(self.engine, rows.len(), strip.len()) }
     }
 }
 

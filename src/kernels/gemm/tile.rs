@@ -7,6 +7,17 @@ use crate::kernels::cpu::Level;
 pub const MAX_ROWS: usize = amx::MAX_ROWS;
 pub const MAX_WIDTH: usize = 48;
 
+/// Columns of a tile where registers are few: AVX2 has sixteen of eight numbers.
+pub const NARROW: usize = 16;
+
+/// The most columns that one tile takes.
+pub fn width(engine: Engine) -> usize {
+    match engine.cpu.level() {
+        Level::Avx2 => NARROW,
+        _ => MAX_WIDTH,
+    }
+}
+
 /// The arguments of a microkernel. `right` is a panel: `right_stride` words for each step of the depth.
 pub struct Tile {
     pub left: *const u32,
@@ -50,7 +61,7 @@ impl Tile {
     /// # Safety
     /// All pointers must be valid: `left` for `rows` × depth words at its strides, `right` for
     /// depth × `right_stride` words, `out` for `rows` × `width` elements, the bias for `width`.
-    /// `rows` must come from [`rows`], and `width` be 16, 32 or 48. With the format `Tiles`, the depth is
+    /// `rows` must come from [`rows`], and `width` be 16, 32 or 48, at most [`width`]. With the format `Tiles`, the depth is
     /// whole steps and `depth_stride` 1, and [`amx::release`] must follow.
     pub unsafe fn run(&self, engine: Engine, rows: usize, width: usize) {
         // SAFETY: the caller's promise; an engine proves that the CPU has its level, and has the formats
@@ -65,7 +76,7 @@ impl Tile {
                     super::x86::avx512(self, rows, width);
                 }
                 #[cfg(target_arch = "x86_64")]
-                (Level::Avx2, _) => super::x86::avx2(self, rows, width),
+                (Level::Avx2, _) => super::x86::avx2(self, rows),
                 _ => match rows {
                     4 => self.portable::<4>(width),
                     2 => self.portable::<2>(width),

@@ -61,20 +61,18 @@ pub unsafe fn pairs(tile: &Tile, rows: usize, width: usize) {
     }
 }
 
-/// f32 words with AVX2, 16 columns at a time.
+/// f32 words with AVX2, 16 columns.
 ///
 /// # Safety
 /// As for [`Tile::run`], on a CPU with avx2 and fma.
-pub unsafe fn avx2(tile: &Tile, rows: usize, width: usize) {
-    for column in (0..width).step_by(16) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match rows {
-                6 => narrow::<6>(tile, column),
-                4 => narrow::<4>(tile, column),
-                2 => narrow::<2>(tile, column),
-                _ => narrow::<1>(tile, column),
-            }
+pub unsafe fn avx2(tile: &Tile, rows: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            6 => narrow::<6>(tile),
+            4 => narrow::<4>(tile),
+            2 => narrow::<2>(tile),
+            _ => narrow::<1>(tile),
         }
     }
 }
@@ -165,10 +163,10 @@ wide!(bf16_pairs, "avx512f,avx512bf16", |sum, left, right| {
 });
 
 /// # Safety
-/// As for [`Tile::run`], for the 16 columns from `column`, on a CPU with avx2 and fma.
+/// As for [`Tile::run`], for 16 columns, on a CPU with avx2 and fma.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn narrow<const ROWS: usize>(tile: &Tile, column: usize) {
-    // SAFETY: all accesses are to the tile's rows, depth and the 16 columns, as promised.
+unsafe fn narrow<const ROWS: usize>(tile: &Tile) {
+    // SAFETY: all accesses are to the tile's rows, depth and 16 columns, as promised.
     unsafe {
         let full = _mm256_set1_epi32(-1);
         let load = |at: *const f32| _mm256_maskload_ps(at, full);
@@ -176,16 +174,14 @@ unsafe fn narrow<const ROWS: usize>(tile: &Tile, column: usize) {
         match tile.start {
             TileStart::Zero => {}
             TileStart::Out => unrolled!(R < ROWS, {
-                let out = tile.out.wrapping_add(R * tile.out_stride + column);
+                let out = tile.out.wrapping_add(R * tile.out_stride);
                 sums[R] = [load(out), load(out.wrapping_add(8))];
             }),
             TileStart::Bias(bias) => {
-                let bias = bias.wrapping_add(column);
                 sums = [[load(bias), load(bias.wrapping_add(8))]; ROWS];
             }
         }
         let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
-        right = right.wrapping_add(column);
         for _ in 0..tile.depth {
             let vectors = [load(right), load(right.wrapping_add(8))];
             unrolled!(R < ROWS, {
@@ -198,7 +194,7 @@ unsafe fn narrow<const ROWS: usize>(tile: &Tile, column: usize) {
             left = left.wrapping_add(tile.depth_stride);
         }
         unrolled!(R < ROWS, {
-            let out = tile.out.wrapping_add(R * tile.out_stride + column);
+            let out = tile.out.wrapping_add(R * tile.out_stride);
             _mm256_maskstore_ps(out, full, sums[R][0]);
             _mm256_maskstore_ps(out.wrapping_add(8), full, sums[R][1]);
         });

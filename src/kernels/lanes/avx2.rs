@@ -54,19 +54,14 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn load_bf16(from: &[bf16; LANES]) -> Self {
         // SAFETY: see above; a bf16 is 16 bits, and any 16 bytes may be loaded.
-        unsafe {
-            let half = |at: *const bf16| {
-                let short = _mm_loadu_si128(at.cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(short)))
-            };
-            Self([half(from.as_ptr()), half(from.as_ptr().wrapping_add(8))])
-        }
+        unsafe { Self([bf16_8(from.as_ptr()), bf16_8(from.as_ptr().wrapping_add(8))]) }
     }
     #[inline(always)]
     fn store_bf16(self, to: &mut [bf16; LANES]) {
         // SAFETY: see above; a bf16 is 16 bits, and there are 32 bytes.
         unsafe {
-            let [low, high] = self.0.map(|x| _mm256_srli_epi32::<16>(rounded_8(x)));
+            let low = _mm256_srli_epi32::<16>(rounded_8(self.0[0]));
+            let high = _mm256_srli_epi32::<16>(rounded_8(self.0[1]));
             let short = _mm256_packus_epi32(low, high);
             let short = _mm256_permute4x64_epi64::<0xD8>(short);
             _mm256_storeu_si256(to.as_mut_ptr().cast(), short);
@@ -111,7 +106,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         // SAFETY: see above.
-        Self(self.0.map(|x| unsafe { _mm256_sqrt_ps(x) }))
+        Self(unsafe { [_mm256_sqrt_ps(self.0[0]), _mm256_sqrt_ps(self.0[1])] })
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
@@ -214,30 +209,64 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn wide_lower(a: Self::Wide) -> Self::Bits {
         // SAFETY: see above.
-        unsafe {
-            let half = |a: __m256i, b: __m256i| {
-                let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-                let mixed = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
-                _mm256_permute4x64_epi64::<0xD8>(mixed)
-            };
-            [half(a[0], a[1]), half(a[2], a[3])]
-        }
+        unsafe { [lower_8(a[0], a[1]), lower_8(a[2], a[3])] }
     }
     #[inline(always)]
     fn bits_select(a: Self::Bits, upper: bool, threshold: u32, value: f32) -> Self {
-        Self(a.map(|words| {
-            // SAFETY: see above.
-            unsafe {
-                let bits = if upper {
-                    _mm256_srli_epi32::<16>(words)
-                } else {
-                    _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF))
-                };
-                // Signed comparison serves: both are below 2^16.
-                let drop = _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold as i32), bits);
-                _mm256_andnot_ps(_mm256_castsi256_ps(drop), _mm256_set1_ps(value))
-            }
-        }))
+        // SAFETY: see above.
+        Self(unsafe {
+            [
+                select_8(a[0], upper, threshold, value),
+                select_8(a[1], upper, threshold, value),
+            ]
+        })
+    }
+}
+
+// What a vector's two halves have in common. Functions, not closures: a closure does not have the target features of
+// whom it is in, and each instruction in it may become a call.
+
+/// # Safety
+/// The CPU must have avx2, and eight numbers be readable.
+#[inline(always)]
+unsafe fn bf16_8(at: *const bf16) -> __m256 {
+    // SAFETY: the caller's promise; a bf16 is 16 bits, and any 16 bytes may be loaded.
+    unsafe {
+        let short = _mm_loadu_si128(at.cast());
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(short)))
+    }
+}
+
+/// The lower halves of eight words of 64 bits.
+///
+/// # Safety
+/// The CPU must have avx2.
+#[inline(always)]
+unsafe fn lower_8(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+        let mixed = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
+        _mm256_permute4x64_epi64::<0xD8>(mixed)
+    }
+}
+
+/// `value` where the upper or lower half of a word is at least `threshold`, else 0.
+///
+/// # Safety
+/// The CPU must have avx2.
+#[inline(always)]
+unsafe fn select_8(words: __m256i, upper: bool, threshold: u32, value: f32) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = if upper {
+            _mm256_srli_epi32::<16>(words)
+        } else {
+            _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF))
+        };
+        // Signed comparison serves: both are below 2^16.
+        let drop = _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold as i32), bits);
+        _mm256_andnot_ps(_mm256_castsi256_ps(drop), _mm256_set1_ps(value))
     }
 }
 

@@ -3,9 +3,12 @@
     reason = "numbers are quoted as torch prints them"
 )]
 
-use crate::kernels::cuda::emulated::devices;
+use half::bf16;
+
+use crate::kernels::clip;
+use crate::kernels::cuda::emulated::{self, devices};
 use crate::kernels::device::Device;
-use crate::optim::global_grad_norm;
+use crate::optim::{Clip, global_grad_norm};
 
 use super::*;
 
@@ -259,6 +262,54 @@ fn every_device_gives_the_same_bits() {
     assert_eq!(cpu.0, gpu.0);
     assert_eq!(cpu.1, gpu.1);
     assert!((cpu.2 / gpu.2 - 1.0).abs() < 1e-12);
+}
+
+/// What products read is the rounded value, and behind a closed gate nothing changes any more.
+#[test]
+fn a_gpu_writes_rounded_copies_and_heeds_the_gate() {
+    let gpu = emulated::device();
+    let mut parameters = Parameters::default();
+    for (name, len, rounded) in [("a.weight", 20_000, true), ("b.weight", 5, false)] {
+        let value = Tensor::from_vec(wave(len, 1.0), len, &gpu).unwrap();
+        let mut parameter = Parameter::new(name, value).unwrap();
+        parameter.rounded = rounded.then(|| Tensor::zeros(len, DType::BF16, &gpu).unwrap());
+        parameters.push(parameter);
+    }
+    let set = |gradient: f32| {
+        for parameter in &parameters {
+            let write = |g: &mut [f32]| {
+                g.fill(gradient);
+                Ok(())
+            };
+            view::write(&parameter.grad, write).unwrap();
+        }
+    };
+    let clip = Clip::new(&parameters, 1.0).unwrap();
+    let mut optimizer = AdamW::new(&parameters, options(0.1)).unwrap();
+    let mut step = |gradient| {
+        set(gradient);
+        let (measured, scale) = clip.measure(&parameters, Vec::new(), 1.0).unwrap();
+        optimizer.step(0.01, scale).unwrap();
+        let moments = optimizer.state().1;
+        let all = parameters.iter().map(|p| values(&p.value));
+        let all = all.chain(moments.iter().map(|(_, moment)| values(moment)));
+        (measured.wait().unwrap().grad_norm, all.collect::<Vec<_>>())
+    };
+    let (norm, first) = step(3.0);
+    assert!((norm / (3.0 * f64::sqrt(20_005.0)) - 1.0).abs() < 1e-12);
+    // The first moment is a tenth of the gradient, as clipping scaled it.
+    let scaled = 0.1 * 3.0 * clip::coefficient(norm, 1.0);
+    assert!((first[2][7] / scaled - 1.0).abs() < 1e-6, "{}", first[2][7]);
+    let rounded = parameters.iter().next().unwrap().rounded.clone().unwrap();
+    let expected: Vec<bf16> = first[0].iter().map(|&x| bf16::from_f32(x)).collect();
+    assert_eq!(rounded.to_vec1::<bf16>().unwrap(), expected);
+
+    let (norm, behind) = step(f32::NAN);
+    assert!(norm.is_nan());
+    assert_eq!(behind, first);
+    let (norm, after) = step(3.0);
+    assert!(norm.is_finite());
+    assert_eq!(after, first, "an update behind one that could not be made");
 }
 
 fn wave(len: usize, scale: f32) -> Vec<f32> {
