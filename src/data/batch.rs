@@ -54,6 +54,27 @@ impl Batch {
         self.sequence_keys.push(key);
     }
 
+    /// The same sequences, in order, in batches of at most `tokens` tokens, or of one sequence that is longer.
+    pub fn pieces(&self, tokens: usize) -> Vec<Self> {
+        let mut pieces: Vec<Self> = Vec::new();
+        for (index, bounds) in self.cu_seqlens.windows(2).enumerate() {
+            let range = bounds[0] as usize..bounds[1] as usize;
+            let room = |piece: &&mut Self| piece.tokens() + range.len() <= tokens;
+            let piece = match pieces.last_mut().filter(room) {
+                Some(piece) => piece,
+                None => pieces.push_mut(Self::default()),
+            };
+            piece
+                .input_ids
+                .extend_from_slice(&self.input_ids[range.clone()]);
+            piece
+                .token_type_ids
+                .extend_from_slice(&self.token_type_ids[range]);
+            piece.end_sequence(self.labels[index], self.sequence_keys[index]);
+        }
+        pieces
+    }
+
     /// B.
     pub fn sequences(&self) -> usize {
         self.labels.len()
@@ -68,6 +89,37 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_are_the_whole_in_order_and_as_large_as_they_may_be() {
+        let mut batch = Batch::default();
+        for (key, len) in [3, 2, 9, 0, 4, 1].into_iter().enumerate() {
+            for token in 0..len {
+                batch.input_ids.push(token + 10 * key as u32);
+                batch.token_type_ids.push(token % 2);
+            }
+            batch.end_sequence(key as u32 % 3, key as u64 + 7);
+        }
+        let pieces = batch.pieces(5);
+        let lens: Vec<usize> = pieces.iter().map(Batch::tokens).collect();
+        assert_eq!(lens, [5, 9, 5]);
+        let mut again = Batch::default();
+        for piece in &pieces {
+            for (index, bounds) in piece.cu_seqlens.windows(2).enumerate() {
+                let range = bounds[0] as usize..bounds[1] as usize;
+                again
+                    .input_ids
+                    .extend_from_slice(&piece.input_ids[range.clone()]);
+                again
+                    .token_type_ids
+                    .extend_from_slice(&piece.token_type_ids[range]);
+                again.end_sequence(piece.labels[index], piece.sequence_keys[index]);
+            }
+        }
+        assert_eq!(again, batch);
+        assert_eq!(batch.pieces(usize::MAX), [batch]);
+        assert_eq!(Batch::default().pieces(5), []);
+    }
 
     #[test]
     fn texts_are_packed_without_padding() {

@@ -13,6 +13,9 @@ use crate::metrics::ClassificationMetrics;
 use super::exact;
 use super::step::{engine, input};
 
+/// Tokens that a CPU is given at a time: more only takes more memory, and falls out of the cache.
+const CPU_TOKENS: usize = 4096;
+
 /// An evaluation's numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -65,18 +68,23 @@ fn evaluate_by(
     let started = Instant::now();
     let mut scores = ClassificationMetrics::new(labels.labels().to_vec());
     let (mut loss, mut batches) = (0.0, 0u64);
+    // A sequence does not depend on its neighbours.
+    let on_gpu = model.parameters().table().map_err(engine)?.is_some();
+    let tokens = if on_gpu { usize::MAX } else { CPU_TOKENS };
     for batch in Prefetch::start(rows.in_order(batch_size))? {
         let batch = batch?;
         if !keep_going() {
             return Ok(None);
         }
-        let (sum, logits) = model
-            .forward_loss(&input(&batch), &batch.labels, label_smoothing)
-            .map_err(engine)?;
-        loss += sum;
         batches += 1;
-        let predictions: Vec<u32> = logits.chunks(labels.len()).map(argmax).collect();
-        scores.update(&predictions, &batch.labels).map_err(engine)?;
+        for piece in batch.pieces(tokens) {
+            let (sum, logits) = model
+                .forward_loss(&input(&piece), &piece.labels, label_smoothing)
+                .map_err(engine)?;
+            loss += sum;
+            let predictions: Vec<u32> = logits.chunks(labels.len()).map(argmax).collect();
+            scores.update(&predictions, &piece.labels).map_err(engine)?;
+        }
     }
     #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^53")]
     let (n, batches) = (rows.len().max(1) as f64, batches as f64);
