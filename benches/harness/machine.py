@@ -12,16 +12,19 @@ def description():
         (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
         "unknown processor",
     )
-    flags = Path("/proc/cpuinfo").read_text()
-    wide = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {name}" in flags]
     memory = next(int(line.split()[1]) for line in Path("/proc/meminfo").open() if line.startswith("MemTotal"))
-    return {"cpu": cpu, "cores": os.cpu_count(), "isa": wide[:1], "memory_gib": round(memory / 2**20)}
+    return {"cpu": cpu, "cores": os.cpu_count(), "isa": instruction_sets()[:1], "memory_gib": round(memory / 2**20)}
+
+
+def instruction_sets():
+    """Those that decide how fast products are, widest first."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {name}" in flags]
 
 
 def has_native_bf16():
     """Whether the processor multiplies bf16; where it does not, both sides are faster in fp32."""
-    flags = Path("/proc/cpuinfo").read_text()
-    return " avx512_bf16" in flags or " amx_bf16" in flags
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(instruction_sets())
 
 
 def busy_seconds():

@@ -3,21 +3,13 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
-
 use crate::train;
 
-/// Check that this program can train on the first GPU that CUDA_VISIBLE_DEVICES leaves
-#[derive(Args, Debug)]
-pub struct CheckGpu {}
-
-impl CheckGpu {
-    /// Prints the card's name.
-    ///
-    /// # Errors
-    /// `device_failed`, with what is missing or wrong.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        println!("{}", train::check_gpu()?);
-        Ok(ExitCode::SUCCESS)
-    }
+/// Prints the card's name.
+///
+/// # Errors
+/// `device_failed`, with what is missing or wrong.
+pub fn run() -> anyhow::Result<ExitCode> {
+    println!("{}", train::check_gpu()?);
+    Ok(ExitCode::SUCCESS)
 }

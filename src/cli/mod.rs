@@ -39,7 +39,7 @@ enum Command {
     /// Ask a server whether it can do its work; the exit status is the answer
     Healthcheck(healthcheck::Healthcheck),
     /// Check that this program can train on the first GPU that CUDA_VISIBLE_DEVICES leaves
-    CheckGpu(check_gpu::CheckGpu),
+    CheckGpu,
     /// Print the OpenAPI document
     Openapi,
     /// Run one attempt at a job (started by the server)
@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Healthcheck(healthcheck) => healthcheck.run(),
-        Command::CheckGpu(check_gpu) => check_gpu.run(),
+        Command::CheckGpu => check_gpu::run(),
         Command::Openapi => openapi::run(),
         Command::Train(train) => return train.run(),
     };

@@ -58,21 +58,25 @@ impl Batch {
     pub fn pieces(&self, tokens: usize) -> Vec<Self> {
         let mut pieces: Vec<Self> = Vec::new();
         for (index, bounds) in self.cu_seqlens.windows(2).enumerate() {
-            let range = bounds[0] as usize..bounds[1] as usize;
-            let room = |piece: &&mut Self| piece.tokens() + range.len() <= tokens;
+            let len = (bounds[1] - bounds[0]) as usize;
+            let room = |piece: &&mut Self| piece.tokens() + len <= tokens;
             let piece = match pieces.last_mut().filter(room) {
                 Some(piece) => piece,
                 None => pieces.push_mut(Self::default()),
             };
-            piece
-                .input_ids
-                .extend_from_slice(&self.input_ids[range.clone()]);
-            piece
-                .token_type_ids
-                .extend_from_slice(&self.token_type_ids[range]);
-            piece.end_sequence(self.labels[index], self.sequence_keys[index]);
+            piece.copy_sequence(self, index);
         }
         pieces
+    }
+
+    /// Appends a sequence of another batch.
+    fn copy_sequence(&mut self, from: &Self, index: usize) {
+        let range = from.cu_seqlens[index] as usize..from.cu_seqlens[index + 1] as usize;
+        self.input_ids
+            .extend_from_slice(&from.input_ids[range.clone()]);
+        self.token_type_ids
+            .extend_from_slice(&from.token_type_ids[range]);
+        self.end_sequence(from.labels[index], from.sequence_keys[index]);
     }
 
     /// B.
@@ -105,15 +109,8 @@ mod tests {
         assert_eq!(lens, [5, 9, 5]);
         let mut again = Batch::default();
         for piece in &pieces {
-            for (index, bounds) in piece.cu_seqlens.windows(2).enumerate() {
-                let range = bounds[0] as usize..bounds[1] as usize;
-                again
-                    .input_ids
-                    .extend_from_slice(&piece.input_ids[range.clone()]);
-                again
-                    .token_type_ids
-                    .extend_from_slice(&piece.token_type_ids[range]);
-                again.end_sequence(piece.labels[index], piece.sequence_keys[index]);
+            for index in 0..piece.sequences() {
+                again.copy_sequence(piece, index);
             }
         }
         assert_eq!(again, batch);

@@ -288,7 +288,7 @@ impl SequenceClassifier {
     /// # Errors
     /// As [`Self::weights_changed`].
     pub fn weights_updated(&mut self) -> Result<()> {
-        match self.parameters.table()? {
+        match self.parameters.gpu() {
             None => self.weights_changed(),
             Some(_) => Ok(()),
         }

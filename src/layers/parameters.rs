@@ -6,8 +6,7 @@ use candle_core::Result;
 use std::sync::{Arc, OnceLock};
 
 use super::TouchedRows;
-use crate::kernels::cuda::Table;
-use crate::kernels::device::Device;
+use crate::kernels::cuda::{Gpu, Table};
 use crate::kernels::parts::Parts;
 use crate::kernels::tensor::Tensor;
 use crate::kernels::{gradient, view};
@@ -170,18 +169,22 @@ impl Parameters {
         }
     }
 
+    /// The GPU that they are on, if they are on one.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.list.first().and_then(|p| p.value.gpu())
+    }
+
     /// All gradients, if they are on a GPU.
     ///
     /// # Errors
     /// If one is not an f32 tensor, or memory is short.
     pub fn table(&self) -> Result<Option<&Table>> {
-        let device = self.list.first().map(|p| p.grad.device());
-        let Some(Device::Gpu(gpu)) = device else {
+        let Some(gpu) = self.gpu() else {
             return Ok(None);
         };
         if self.table.get().is_none() {
             let gradients = self.iter().map(|p| ([p.grad.clone()], []));
-            let table = Arc::new(Table::new(&gpu, gradients)?);
+            let table = Arc::new(Table::new(gpu, gradients)?);
             // Another thread's is the same.
             let _ = self.table.set(table);
         }

@@ -63,10 +63,7 @@ impl Clip {
     /// # Errors
     /// If memory is short.
     pub fn new(parameters: &Parameters, max_norm: f64) -> Result<Self> {
-        let gpu = match parameters.table()? {
-            Some(table) => Some(GpuClip::new(table.gpu())?),
-            None => None,
-        };
+        let gpu = parameters.gpu().map(GpuClip::new).transpose()?;
         Ok(Self { max_norm, gpu })
     }
 

@@ -69,8 +69,10 @@ fn evaluate_by(
     let mut scores = ClassificationMetrics::new(labels.labels().to_vec());
     let (mut loss, mut batches) = (0.0, 0u64);
     // A sequence does not depend on its neighbours.
-    let on_gpu = model.parameters().table().map_err(engine)?.is_some();
-    let tokens = if on_gpu { usize::MAX } else { CPU_TOKENS };
+    let tokens = match model.parameters().gpu() {
+        None => CPU_TOKENS,
+        Some(_) => usize::MAX,
+    };
     for batch in Prefetch::start(rows.in_order(batch_size))? {
         let batch = batch?;
         if !keep_going() {
