@@ -15,6 +15,7 @@
 //! | [`config`] | the server's settings |
 //! | [`telemetry`] | logs |
 //! | [`faults`] | what tests break on purpose; empty in a release build |
+//! | [`child`] | waiting for a child process, with a time limit |
 //! | [`store`] | the only SQL: one writer task, read-only readers |
 //! | [`artifacts`] | the only knowledge of the data directory: layout, atomic publish, manifest, retention |
 //! | [`hub`] | where base models come from |
@@ -61,6 +62,7 @@
 #![deny(unsafe_code)]
 
 pub mod artifacts;
+pub mod child;
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -9,9 +9,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("telemetry", &["config"]),
     ("faults", &[]),
+    ("child", &[]),
     ("store", &["domain"]),
     ("artifacts", &["domain", "faults"]),
-    ("hub", &["domain", "artifacts"]),
+    ("hub", &["domain", "artifacts", "child"]),
     ("kernels", &[]),
     ("layers", &["kernels"]),
     ("models", &["kernels", "layers"]),
@@ -34,7 +35,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "optim",
         ],
     ),
-    ("worker", &["domain", "config", "store", "artifacts"]),
+    (
+        "worker",
+        &["domain", "config", "store", "artifacts", "child"],
+    ),
     ("http", &["domain", "config", "store", "artifacts", "data"]),
     (
         "cli",

@@ -3,15 +3,10 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-
-/// How often the child is looked at.
-const POLL: Duration = Duration::from_millis(25);
+use crate::child;
 
 /// Downloads the wheel of `requirement` (`name==version`) into the folder `into` and answers its path. Never a
 /// source distribution: building one would run its code. The error is a sentence.
@@ -24,7 +19,7 @@ pub(super) fn download(
     let log_path = into.join("pip.log");
     let log = File::create(&log_path)
         .map_err(|e| format!("cannot create {}: {e}", log_path.display()))?;
-    let mut child = Command::new(python)
+    let mut running = Command::new(python)
         .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
         .args(["--no-input", "--disable-pip-version-check", "--quiet"])
         .args(["--progress-bar", "off", "--dest"])
@@ -37,7 +32,7 @@ pub(super) fn download(
         .process_group(0)
         .spawn()
         .map_err(|e| format!("{} could not be started: {e}", python.display()))?;
-    let status = wait(&mut child, limit)?;
+    let status = child::wait(&mut running, limit).map_err(|e| format!("pip failed: {e}"))?;
     if !status.success() {
         let said = last_line(&log_path);
         return Err(format!(
@@ -49,32 +44,6 @@ pub(super) fn download(
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ext| ext == "whl") && path.is_file())
         .ok_or_else(|| format!("pip download {requirement} left no wheel"))
-}
-
-fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus, String> {
-    let started = Instant::now();
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) if started.elapsed() < limit => thread::sleep(POLL),
-            Ok(None) => {
-                kill(child);
-                return Err(format!("pip was not done within {} s", limit.as_secs_f32()));
-            }
-            Err(e) => {
-                kill(child);
-                return Err(format!("cannot wait for pip: {e}"));
-            }
-        }
-    }
-}
-
-/// Ends the child and its group, and collects it.
-fn kill(child: &mut Child) {
-    if let Ok(id) = i32::try_from(child.id()) {
-        let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
-    }
-    let _ = child.wait();
 }
 
 /// The last thing pip said: its error, after the warnings.

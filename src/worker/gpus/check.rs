@@ -3,13 +3,13 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Card, VISIBLE_ENV};
+use crate::child;
 
 /// CUDA takes a second or two to start, and longer where a machine has many cards.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The cards on which `program check-gpu` succeeds. All are asked at the same time, each in a process of its own, so that
 /// the server holds none of their memory, and none that hangs or crashes hurts it. The others are told of in the log.
@@ -46,8 +46,7 @@ pub fn usable(cards: Vec<Card>, program: &Path, patience: Duration) -> Vec<Card>
 /// # Errors
 /// Why not, for people.
 fn check(card: &Card, program: &Path, patience: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + patience;
-    let mut child = Command::new(program)
+    let mut running = Command::new(program)
         .arg("check-gpu")
         .env(VISIBLE_ENV, &card.uuid)
         .stdin(Stdio::null())
@@ -55,22 +54,9 @@ fn check(card: &Card, program: &Path, patience: Duration) -> Result<(), String> 
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("the check cannot be started: {error}"))?;
-    loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
-            Ok(Some(_)) => break,
-            waiting => {
-                child.kill().ok();
-                child.wait().ok();
-                return Err(match waiting {
-                    Err(error) => format!("the check cannot be waited for: {error}"),
-                    _ => format!("no answer within {} s", patience.as_secs()),
-                });
-            }
-        }
-    }
+    child::wait(&mut running, patience).map_err(|error| format!("the check failed: {error}"))?;
     // What it says fits into the pipe.
-    let output = child
+    let output = running
         .wait_with_output()
         .map_err(|error| format!("the check's answer cannot be read: {error}"))?;
     if output.status.success() {
@@ -115,7 +101,7 @@ esac"#;
         assert_eq!(left, [cards[0].clone(), cards[4].clone()]);
         let reason = |at: usize| check(&cards[at], &program, patience).unwrap_err();
         assert_eq!(reason(1), "too old");
-        assert_eq!(reason(2), "no answer within 1 s");
+        assert_eq!(reason(2), "the check failed: it was not done within 1 s");
         assert!(reason(3).contains("signal"), "{}", reason(3));
         let gone = check(&cards[0], &dir.path().join("gone"), patience).unwrap_err();
         assert!(gone.contains("cannot be started"), "{gone}");
