@@ -12,8 +12,9 @@ use chandler::kernels::linear::{
     LinearWeight, Precision, backward_input, backward_weight, forward,
 };
 use chandler::kernels::pool::{flush_denormals, threads};
+use chandler::kernels::profile;
 
-use crate::measure::median;
+use crate::measure::{median, median_of};
 use crate::tensors::{random, zeros};
 
 pub fn answer() {
@@ -53,8 +54,8 @@ struct Product {
 }
 
 impl Product {
-    /// As in training: activations of the precision, f32 weight gradients that are added to, and the weight
-    /// packed beforehand, which happens once per step.
+    /// As in training: activations of the precision, and f32 weight gradients that are added to. Packing the weight,
+    /// which a step does as often whatever its rows, is a row of its own in the step's table and not counted here.
     fn chandler(&self, precision: Precision, pass: &str) -> f64 {
         let (t, k, n) = (self.rows, self.inputs, self.outputs);
         let dtype = precision.storage();
@@ -62,11 +63,18 @@ impl Product {
         let (dy, y) = (random(&[t, n], dtype), zeros(&[t, n], dtype));
         let (w, dw) = (random(&[n, k], DType::F32), zeros(&[n, k], DType::F32));
         let weight = LinearWeight::new(&w, precision).unwrap();
-        median(self.window, &mut || match pass {
-            "forward" => forward(&x, &weight, None, &y).unwrap(),
-            "dX" => backward_input(&dy, &weight, &dx, false).unwrap(),
-            "dW" => backward_weight(&dy, &x, precision, &dw, None).unwrap(),
-            _ => panic!("the passes are forward, dX and dW"),
+        median_of(self.window, &mut || {
+            profile::start();
+            match pass {
+                "forward" => forward(&x, &weight, None, &y).unwrap(),
+                "dX" => backward_input(&dy, &weight, &dx, false).unwrap(),
+                "dW" => backward_weight(&dy, &x, precision, &dw, None).unwrap(),
+                _ => panic!("the passes are forward, dX and dW"),
+            }
+            let ops = profile::stop().into_iter();
+            ops.filter(|(op, _)| *op != "pack weights")
+                .map(|(_, total)| total.took)
+                .sum()
         })
     }
 

@@ -112,7 +112,6 @@ impl Learner {
             .measure(self.model.parameters(), vec![loss], share)
             .unwrap();
         self.optimizer.step(5e-5, scale).unwrap();
-        self.model.weights_updated().unwrap();
         if let Some(before) = self.before.replace(measured) {
             assert!(before.wait().unwrap().are_finite());
         }

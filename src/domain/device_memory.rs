@@ -7,9 +7,9 @@
 //! |---|---|
 //! | master weights, gradients and AdamW's two moments in f32 | 16 P |
 //! | the copy of the weights that products read, in bf16 | 2 P |
-//! | kept for the backward by each layer: `q k v context`, two norms' normalised rows and outputs, the dense layer before and behind its activation | T N e (8 D + 2 I) |
+//! | kept for the backward by each layer: `q k v context`, two norms' normalised rows and outputs, the dense layer before its activation | T N e (8 D + I) |
 //! | by each layer in f32: the attention's log-sum-exp, two norms' deviations | 4 T N (H + 2) |
-//! | shared by all layers: the gradients on their way (seven of width D, one of I), and the embeddings' sum and norm | T (e (9 D + I) + 4 D) |
+//! | shared by all layers: the gradients on their way (seven of width D, one of I), what is behind an activation, and the embeddings' sum and norm | T (e (9 D + 2 I) + 4 D) |
 //!
 //! An evaluation keeps of each layer its two outputs, and one layer's memory serves all; where its batches are
 //! larger than the training's, that comes on top. T is the most there can be, as micro-batches are packed: rows
@@ -72,18 +72,18 @@ impl ModelShape {
     /// Of one token in one layer.
     fn layer_bytes(&self, element: u64) -> u64 {
         let d = self.hidden_size.saturating_mul(8);
-        let i = self.intermediate_size.saturating_mul(2);
         let f32s = self.heads.saturating_add(2);
         element
-            .saturating_mul(d.saturating_add(i))
+            .saturating_mul(d.saturating_add(self.intermediate_size))
             .saturating_add(f32s.saturating_mul(4))
     }
 
     /// Of one token, once.
     fn shared_bytes(&self, element: u64) -> u64 {
         let d = self.hidden_size.saturating_mul(9);
+        let i = self.intermediate_size.saturating_mul(2);
         element
-            .saturating_mul(d.saturating_add(self.intermediate_size))
+            .saturating_mul(d.saturating_add(i))
             .saturating_add(self.hidden_size.saturating_mul(4))
     }
 }
@@ -120,16 +120,16 @@ mod tests {
         BASE.training_bytes(&spec(max_seq_length, &args), divisor)
     }
 
-    /// By hand, in bf16: 18 P = 1,970,708,004. A token of a layer 2 (6144 + 6144) + 4 · 14 = 24,632; shared
-    /// 2 (6912 + 3072) + 3072 = 23,040; so a token of the training is 318,624, of an evaluation beyond it
-    /// 12 · 2 · 1536 + 24,632 + 23,040 = 84,536.
+    /// By hand, in bf16: 18 P = 1,970,708,004. A token of a layer 2 (6144 + 3072) + 4 · 14 = 18,488; shared
+    /// 2 (6912 + 6144) + 3072 = 29,184; so a token of the training is 251,040, of an evaluation beyond it
+    /// 12 · 2 · 1536 + 18,488 + 29,184 = 84,536.
     #[test]
     fn the_table_by_hand() {
         let args = json!({"per_device_train_batch_size": 32, "per_device_eval_batch_size": 8});
-        let by_hand = 1_970_708_004 + 32 * 128 * 318_624;
+        let by_hand = 1_970_708_004 + 32 * 128 * 251_040;
         assert_eq!(bytes(128, args, 1), by_hand + by_hand / 10 + CONTEXT_BYTES);
         let args = json!({"per_device_train_batch_size": 8, "per_device_eval_batch_size": 24});
-        let by_hand = 1_970_708_004 + 8 * 64 * 318_624 + 16 * 64 * 84_536;
+        let by_hand = 1_970_708_004 + 8 * 64 * 251_040 + 16 * 64 * 84_536;
         assert_eq!(bytes(64, args, 1), by_hand + by_hand / 10 + CONTEXT_BYTES);
     }
 

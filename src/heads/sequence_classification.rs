@@ -197,7 +197,7 @@ impl SequenceClassifier {
     }
 
     /// In HF's `named_parameters` order: embeddings, layers, pooler, classifier. Clones share storage with
-    /// the layers; after writing to values, call [`Self::weights_changed`].
+    /// the layers; after writing to values other than by an optimizer, call [`Self::weights_changed`].
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
@@ -273,25 +273,14 @@ impl SequenceClassifier {
         view::read(&logits, <[f32]>::to_vec)
     }
 
-    /// Repacks weights after the optimizer has written to the parameters.
+    /// To be called after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
     /// As [`Linear::weights_changed`].
-    pub fn weights_changed(&mut self) -> Result<()> {
+    pub fn weights_changed(&self) -> Result<()> {
         self.encoder.weights_changed()?;
         self.pooler.weights_changed()?;
         self.classifier.weights_changed()
-    }
-
-    /// The same after a step of the optimizer: on a GPU it has written what products read as well.
-    ///
-    /// # Errors
-    /// As [`Self::weights_changed`].
-    pub fn weights_updated(&mut self) -> Result<()> {
-        match self.parameters.gpu() {
-            None => self.weights_changed(),
-            Some(_) => Ok(()),
-        }
     }
 
     /// Gives the workspace's memory back.

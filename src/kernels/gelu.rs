@@ -53,13 +53,25 @@ multiversion! {
     }
 }
 
+const FRAC_1_SQRT_2_PI: f32 = 0.398_942_3;
+
 multiversion! {
     /// `d *= Φ(x) + x φ(x)`.
     pub(super) fn gelu_backward(x: &[f32], d: &mut [f32]) {
-        const FRAC_1_SQRT_2_PI: f32 = 0.398_942_3;
         for (d, &x) in d.iter_mut().zip(x) {
             let (phi, e) = normal::<FUSED>(x);
             *d *= phi + x * e * FRAC_1_SQRT_2_PI;
+        }
+    }
+}
+
+multiversion! {
+    /// Both at once: [`gelu_backward`], then [`gelu`].
+    pub(super) fn gelu_both(x: &mut [f32], d: &mut [f32]) {
+        for (d, x) in d.iter_mut().zip(x) {
+            let (phi, e) = normal::<FUSED>(*x);
+            *d *= phi + *x * e * FRAC_1_SQRT_2_PI;
+            *x *= phi;
         }
     }
 }

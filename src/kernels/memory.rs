@@ -99,6 +99,34 @@ fn advise(start: *mut u8, len: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise(_: *mut u8, _: usize) {}
 
+/// A multiple of every size that small pages have.
+const SMALL_PAGES: usize = 64 << 10;
+
+/// Sets all numbers to zero and gives their memory back to the system until somebody writes to them. For tables of which
+/// few rows are ever written: on small pages, a row brings along no more than its neighbours.
+pub fn vacate(numbers: &mut [f32]) {
+    numbers.fill(0.0);
+    #[cfg(target_os = "linux")]
+    {
+        use nix::libc::{MADV_DONTNEED, MADV_NOHUGEPAGE, madvise};
+        let bytes = numbers.as_mut_ptr_range();
+        let (start, end) = (
+            bytes.start.addr().next_multiple_of(SMALL_PAGES),
+            bytes.end.addr() / SMALL_PAGES * SMALL_PAGES,
+        );
+        if start < end {
+            let first = numbers.as_mut_ptr().with_addr(start).cast();
+            // SAFETY: these pages hold nothing but numbers that this function may write. They are the allocator's,
+            // so no file is behind them, and where the system takes them away it gives zeros instead. That it may
+            // refuse to does not matter.
+            unsafe {
+                madvise(first, end - start, MADV_NOHUGEPAGE);
+                madvise(first, end - start, MADV_DONTNEED);
+            }
+        }
+    }
+}
+
 /// Asks for the cache lines of `count` numbers from `first` on, which need not be there.
 #[inline(always)]
 pub fn prefetch<T>(first: *const T, count: usize) {
@@ -136,6 +164,34 @@ mod tests {
         assert_eq!(less, Some(layout(HUGE_PAGE + 100, HUGE_PAGE)));
         // A size that rounding up would overflow is the system's to refuse.
         assert_eq!(pages(layout(isize::MAX as usize, 1)), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn vacated_numbers_are_zeros_without_memory_until_they_are_written() {
+        use nix::libc::mincore;
+        /// Bytes in memory, of whole pages.
+        fn resident(numbers: &mut [f32]) -> usize {
+            const PAGE: usize = 4096;
+            let start = numbers.as_ptr().addr().next_multiple_of(PAGE);
+            let bytes = (numbers.as_ptr_range().end.addr() - start) / PAGE * PAGE;
+            let mut pages = vec![0u8; bytes / PAGE];
+            let first = numbers.as_mut_ptr().with_addr(start).cast();
+            // SAFETY: the pages are those of `numbers`, and there is a byte for each.
+            let failed = unsafe { mincore(first, bytes, pages.as_mut_ptr()) };
+            assert_eq!(failed, 0);
+            pages.iter().filter(|&&page| page & 1 == 1).count() * PAGE
+        }
+        let mut numbers = vec![1f32; 8 * HUGE_PAGE / 4];
+        assert!(resident(&mut numbers) > 7 * HUGE_PAGE);
+        vacate(&mut numbers);
+        assert!(resident(&mut numbers) < HUGE_PAGE / 4);
+        numbers[HUGE_PAGE] = 5.0;
+        assert!(resident(&mut numbers) < HUGE_PAGE / 2);
+        assert_eq!(numbers.iter().sum::<f32>(), 5.0);
+        // Shorter than a page, and not at its beginning.
+        vacate(&mut numbers[HUGE_PAGE - 3..HUGE_PAGE + 3]);
+        assert_eq!(numbers.iter().sum::<f32>(), 0.0);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use candle_core::{DType, Result, Shape, WithDType, bail};
 
 use super::cuda::{Gpu, GpuTensor};
 use super::device::Device;
+use super::memory::vacate;
+use super::view;
 
 /// Numbers of one type, row by row without gaps. Clones and views share memory.
 #[derive(Clone, Debug)]
@@ -58,6 +60,22 @@ impl Tensor {
     /// If memory is short.
     pub fn zeros_like(&self) -> Result<Self> {
         Self::zeros(self.dims(), self.dtype(), &self.device())
+    }
+
+    /// As [`Self::zeros_like`], for tables few of whose rows will ever be written: in the host's memory the others take
+    /// no room.
+    ///
+    /// # Errors
+    /// If memory is short.
+    pub fn vacant_like(&self) -> Result<Self> {
+        let zeros = self.zeros_like()?;
+        if let Self::Host(_) = zeros {
+            view::write(&zeros, |numbers| {
+                vacate(numbers);
+                Ok(())
+            })?;
+        }
+        Ok(zeros)
     }
 
     /// Its shape.

@@ -114,6 +114,8 @@ pub struct Workspace {
     pub d_context: Buffer,
     /// [T, I]
     pub d_intermediate: Buffer,
+    /// [T, I]: behind a layer's activation.
+    pub activated: Buffer,
 }
 
 impl Workspace {
@@ -130,6 +132,7 @@ impl Workspace {
             d_value: buffer(),
             d_context: buffer(),
             d_intermediate: Buffer::new(compute, intermediate),
+            activated: Buffer::new(compute, intermediate),
         }
     }
 
@@ -145,6 +148,7 @@ impl Workspace {
             &mut self.d_value,
             &mut self.d_context,
             &mut self.d_intermediate,
+            &mut self.activated,
         ] {
             buffer.release();
         }

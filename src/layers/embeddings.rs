@@ -58,9 +58,8 @@ impl Embeddings {
         let width = shape.hidden_size;
         let mut table = |table: &str, rows| {
             let name = format!("{name}.{table}_embeddings.weight");
-            source
-                .parameter(&name, &[rows, width])
-                .map(Parameter::by_rows)
+            let table = source.parameter(&name, &[rows, width])?;
+            Ok::<_, S::Error>(table.by_rows()?)
         };
         let word = table("word", shape.vocab_size)?;
         let position = table("position", shape.max_positions)?;

@@ -160,7 +160,7 @@ impl EncoderLayer {
         let middle = self
             .attention_norm
             .forward(&branch, Some(&residual(&rows, 1)))?;
-        self.feed_forward.forward(&middle, &branch)?;
+        self.feed_forward.forward(&middle, &branch, workspace)?;
         let out = self
             .output_norm
             .forward(&branch, Some(&residual(&middle, 2)))?;
@@ -219,11 +219,11 @@ impl EncoderLayer {
         }
     }
 
-    /// Repacks weights after they have changed.
+    /// To be called after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
     /// As [`super::Linear::weights_changed`].
-    pub fn weights_changed(&mut self) -> Result<()> {
+    pub fn weights_changed(&self) -> Result<()> {
         self.attention.weights_changed()?;
         self.feed_forward.weights_changed()
     }

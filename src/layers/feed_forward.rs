@@ -7,6 +7,7 @@ use super::{
 };
 use crate::kernels::activation::Activation;
 use crate::kernels::device::Compute;
+use crate::kernels::linear::Reactivated;
 use crate::kernels::tensor::Tensor;
 
 /// `output(activation(intermediate(x)))`.
@@ -14,9 +15,8 @@ pub struct FeedForward {
     intermediate: Linear,
     output: Linear,
     activation: Activation,
-    /// [T, I]: before and behind the activation.
+    /// [T, I]: before the activation. What is behind it all layers keep in the workspace, one after the other.
     inner: Buffer,
-    activated: Buffer,
 }
 
 impl FeedForward {
@@ -36,29 +36,26 @@ impl FeedForward {
             output: Linear::load(source, &names.output, d, i, compute)?,
             activation: shape.activation,
             inner: Buffer::new(compute, i),
-            activated: Buffer::new(compute, i),
         })
     }
 
     /// Gives the workspace's memory back.
     pub fn release(&mut self) {
         self.inner.release();
-        self.activated.release();
     }
 
     /// Exchanges memory with a layer of the same shape; what either saved is lost to it.
     pub fn swap_buffers(&mut self, other: &mut Self) {
         std::mem::swap(&mut self.inner, &mut other.inner);
-        std::mem::swap(&mut self.activated, &mut other.activated);
     }
 
     /// `out` [T, D] from `x` [T, D].
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn forward(&mut self, x: &Tensor, out: &Tensor) -> Result<()> {
+    pub fn forward(&mut self, x: &Tensor, out: &Tensor, workspace: &mut Workspace) -> Result<()> {
         let rows = x.dim(0)?;
-        let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
+        let (inner, activated) = (self.inner.rows(rows)?, workspace.activated.rows(rows)?);
         self.intermediate
             .forward_activated(x, self.activation, &inner, &activated)?;
         self.output.forward(&activated, out)
@@ -76,18 +73,23 @@ impl FeedForward {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let rows = x.dim(0)?;
-        let (inner, activated) = (self.inner.rows(rows)?, self.activated.rows(rows)?);
+        let (inner, activated) = (self.inner.rows(rows)?, workspace.activated.rows(rows)?);
         let d_inner = workspace.d_intermediate.rows(rows)?;
-        self.output
-            .backward_activated(d_out, &activated, self.activation, &inner, &d_inner)?;
+        let to = Reactivated {
+            activation: self.activation,
+            inner: &inner,
+            activated: &activated,
+            d_inner: &d_inner,
+        };
+        self.output.backward_activated(d_out, &to)?;
         self.intermediate.backward(&d_inner, x, d_x, true)
     }
 
-    /// Repacks weights after they have changed.
+    /// To be called after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
     /// As [`Linear::weights_changed`].
-    pub fn weights_changed(&mut self) -> Result<()> {
+    pub fn weights_changed(&self) -> Result<()> {
         self.intermediate.weights_changed()?;
         self.output.weights_changed()
     }

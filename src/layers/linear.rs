@@ -7,7 +7,7 @@ use crate::kernels::activation::Activation;
 use crate::kernels::device::Compute;
 use crate::kernels::first_rows;
 use crate::kernels::linear::{
-    self, Activated, Gradient, LinearWeight, Precision, Projection, Share,
+    self, Activated, Gradient, LinearWeight, Precision, Projection, Reactivated, Share,
 };
 use crate::kernels::tensor::Tensor;
 
@@ -15,7 +15,7 @@ use crate::kernels::tensor::Tensor;
 pub struct Linear {
     weight: Parameter,
     bias: Parameter,
-    /// `weight` in the form that products want.
+    /// `weight`, as products want it.
     packed: LinearWeight,
     precision: Precision,
 }
@@ -103,25 +103,13 @@ impl Linear {
         linear::forward_activated(x, &self.packed, Some(self.bias()), &to)
     }
 
-    /// As [`Self::backward`] for an `x` = f(`inner`); `d_inner` is overwritten with the gradient of `inner`.
+    /// As [`Self::backward`] for the input f(`inner`), which is written again, and down to the gradient of `inner`.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn backward_activated(
-        &self,
-        d_out: &Tensor,
-        x: &Tensor,
-        activation: Activation,
-        inner: &Tensor,
-        d_inner: &Tensor,
-    ) -> Result<()> {
-        linear::backward_weight_all(&[self.gradient(d_out)], x, self.precision)?;
-        let to = Activated {
-            activation,
-            inner,
-            activated: d_inner,
-        };
-        linear::backward_input_activated(d_out, &self.packed, &to)
+    pub fn backward_activated(&self, d_out: &Tensor, to: &Reactivated<'_>) -> Result<()> {
+        linear::backward_input_activated(d_out, &self.packed, to)?;
+        linear::backward_weight_all(&[self.gradient(d_out)], to.activated, self.precision)
     }
 
     /// Several layers of one input `x` [T, K], each with its output.
@@ -168,11 +156,11 @@ impl Linear {
         }
     }
 
-    /// Repacks weight and bias after they have changed.
+    /// Copies what a GPU reads in bf16, after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
-    /// If the weight is no longer what it was packed from.
-    pub fn weights_changed(&mut self) -> Result<()> {
+    /// If the GPU fails.
+    pub fn weights_changed(&self) -> Result<()> {
         self.refresh_bias()?;
         self.packed.refresh()
     }

@@ -45,12 +45,15 @@ impl Parameter {
     }
 
     /// A table, whose layer marks the rows that it adds gradients to.
-    #[must_use]
-    pub fn by_rows(self) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If the gradient cannot be allocated.
+    pub fn by_rows(self) -> Result<Self> {
+        Ok(Self {
+            grad: self.value.vacant_like()?,
             rows: Some(TouchedRows::default()),
             ..self
-        }
+        })
     }
 
     /// Sets the gradient to zero.

@@ -172,20 +172,14 @@ impl SelfAttention {
         }
     }
 
-    /// Repacks weights after they have changed.
+    /// To be called after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
     /// As [`Linear::weights_changed`].
-    pub fn weights_changed(&mut self) -> Result<()> {
-        for linear in [
-            &mut self.query,
-            &mut self.key,
-            &mut self.value,
-            &mut self.output,
-        ] {
-            linear.weights_changed()?;
-        }
-        Ok(())
+    pub fn weights_changed(&self) -> Result<()> {
+        [&self.query, &self.key, &self.value, &self.output]
+            .into_iter()
+            .try_for_each(Linear::weights_changed)
     }
 
     /// Appends query, key, value, output.

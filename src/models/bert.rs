@@ -189,13 +189,13 @@ impl Bert {
         self.embeddings.backward(&d_embeddings, &self.batch)
     }
 
-    /// Repacks weights after they have changed.
+    /// To be called after anything but the optimizer wrote to the parameters.
     ///
     /// # Errors
     /// As [`crate::layers::Linear::weights_changed`].
-    pub fn weights_changed(&mut self) -> Result<()> {
+    pub fn weights_changed(&self) -> Result<()> {
         self.layers
-            .iter_mut()
+            .iter()
             .try_for_each(EncoderLayer::weights_changed)
     }
 

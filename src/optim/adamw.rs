@@ -87,11 +87,15 @@ impl AdamW {
             let on_cpu = parameter.value.gpu().is_none();
             let sparse =
                 on_cpu && parameter.rows.is_some() && (!decays || options.weight_decay == 0.0);
+            let moment = || match sparse {
+                true => parameter.value.vacant_like(),
+                false => parameter.value.zeros_like(),
+            };
             Ok(Slot {
                 decays,
                 alive: sparse.then(RowSet::default),
-                exp_avg: parameter.value.zeros_like()?,
-                exp_avg_sq: parameter.value.zeros_like()?,
+                exp_avg: moment()?,
+                exp_avg_sq: moment()?,
                 parameter: parameter.clone(),
             })
         };
@@ -175,15 +179,16 @@ impl AdamW {
             let (first, second) = slot.names();
             let exp_avg = take(&mut moments, first, &slot.exp_avg)?;
             let exp_avg_sq = take(&mut moments, second, &slot.exp_avg_sq)?;
-            let alive = match slot.alive {
-                Some(_) => Some(alive_rows(
-                    &exp_avg,
-                    &exp_avg_sq,
-                    slot.parameter.row_width(),
-                )?),
-                None => None,
-            };
-            loaded.push((exp_avg, exp_avg_sq, alive));
+            loaded.push(if slot.alive.is_some() {
+                let width = slot.parameter.row_width();
+                let alive = alive_rows(&exp_avg, &exp_avg_sq, width)?;
+                let rows = alive.to_vec();
+                let [exp_avg, exp_avg_sq] =
+                    [&exp_avg, &exp_avg_sq].map(|moment| only_rows(moment, &rows, width));
+                (exp_avg?, exp_avg_sq?, Some(alive))
+            } else {
+                (exp_avg, exp_avg_sq, None)
+            });
         }
         if let Some(name) = moments.into_keys().min() {
             return Err(OptimizerStateError::Unexpected(name));
@@ -256,6 +261,21 @@ fn alive_rows(exp_avg: &Tensor, exp_avg_sq: &Tensor, width: usize) -> Result<Row
             .map(|(index, _)| index)
             .collect()
     })
+}
+
+/// The same numbers, where all other rows are zeros: these take no room.
+fn only_rows(moment: &Tensor, rows: &[u32], width: usize) -> Result<Tensor> {
+    let to = moment.vacant_like()?;
+    view::read(moment, |from| {
+        view::write(&to, |to| {
+            for &row in rows {
+                let place = row as usize * width..(row as usize + 1) * width;
+                to[place.clone()].copy_from_slice(&from[place]);
+            }
+            Ok(())
+        })
+    })??;
+    Ok(to)
 }
 
 /// A copy of the tensor called `name`, which must be like `like`.

@@ -133,7 +133,6 @@ impl Learner {
         self.optimizer
             .step(place.learning_rate, scale)
             .map_err(engine)?;
-        self.model.weights_updated().map_err(engine)?;
         // -----------------------------------------------------------------------------------------
         Ok(step)
     }

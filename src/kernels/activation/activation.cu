@@ -42,13 +42,15 @@ __device__ __forceinline__ float slope(unsigned kind, float x) {
     }
 }
 
-/// `y = f(x)`, or `y *= f'(x)`. Four elements at a time, then what is left; any grid.
+/// `y = f(x)`; or `y *= f'(x)`, and `again = f(x)` if it is not null. Four elements at a time, then what is left; any grid.
 template <bool BACKWARD, typename T>
-__device__ void apply(unsigned kind, const T* x, T* y, uint64_t n) {
+__device__ void apply(unsigned kind, const T* x, T* y, T* again, uint64_t n) {
     const uint64_t first = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
     // Views of rows may begin anywhere; whole tensors are aligned.
-    const bool aligned = (reinterpret_cast<uint64_t>(x) | reinterpret_cast<uint64_t>(y)) % (4 * sizeof(T)) == 0;
+    const uint64_t addresses =
+        reinterpret_cast<uint64_t>(x) | reinterpret_cast<uint64_t>(y) | reinterpret_cast<uint64_t>(again);
+    const bool aligned = addresses % (4 * sizeof(T)) == 0;
     const uint64_t quads = aligned ? n / 4 : 0;
     for (uint64_t i = first; i < quads; i += step) {
         const float4 v = load4(x + 4 * i);
@@ -56,32 +58,38 @@ __device__ void apply(unsigned kind, const T* x, T* y, uint64_t n) {
             const float4 d = load4(y + 4 * i);
             store4(y + 4 * i, make_float4(d.x * slope(kind, v.x), d.y * slope(kind, v.y),
                                           d.z * slope(kind, v.z), d.w * slope(kind, v.w)));
-        } else {
-            store4(y + 4 * i, make_float4(value(kind, v.x), value(kind, v.y), value(kind, v.z),
-                                          value(kind, v.w)));
+        }
+        T* values = BACKWARD ? again : y;
+        if (values != nullptr) {
+            store4(values + 4 * i, make_float4(value(kind, v.x), value(kind, v.y), value(kind, v.z),
+                                               value(kind, v.w)));
         }
     }
     for (uint64_t i = 4 * quads + first; i < n; i += step) {
         const float v = load(x + i);
-        store(y + i, BACKWARD ? load(y + i) * slope(kind, v) : value(kind, v));
+        if (BACKWARD) store(y + i, load(y + i) * slope(kind, v));
+        T* values = BACKWARD ? again : y;
+        if (values != nullptr) store(values + i, value(kind, v));
     }
 }
 
 }  // namespace activation_cu
 
 extern "C" __global__ void activation_f32(unsigned kind, const float* x, float* out, uint64_t n) {
-    activation_cu::apply<false>(kind, x, out, n);
+    activation_cu::apply<false>(kind, x, out, static_cast<float*>(nullptr), n);
 }
 EXPORT_KERNEL(activation_f32)
 extern "C" __global__ void activation_bf16(unsigned kind, const bf16* x, bf16* out, uint64_t n) {
-    activation_cu::apply<false>(kind, x, out, n);
+    activation_cu::apply<false>(kind, x, out, static_cast<bf16*>(nullptr), n);
 }
 EXPORT_KERNEL(activation_bf16)
-extern "C" __global__ void activation_backward_f32(unsigned kind, const float* x, float* d, uint64_t n) {
-    activation_cu::apply<true>(kind, x, d, n);
+extern "C" __global__ void activation_backward_f32(unsigned kind, const float* x, float* d, float* again,
+                                                   uint64_t n) {
+    activation_cu::apply<true>(kind, x, d, again, n);
 }
 EXPORT_KERNEL(activation_backward_f32)
-extern "C" __global__ void activation_backward_bf16(unsigned kind, const bf16* x, bf16* d, uint64_t n) {
-    activation_cu::apply<true>(kind, x, d, n);
+extern "C" __global__ void activation_backward_bf16(unsigned kind, const bf16* x, bf16* d, bf16* again,
+                                                    uint64_t n) {
+    activation_cu::apply<true>(kind, x, d, again, n);
 }
 EXPORT_KERNEL(activation_backward_bf16)

@@ -2,10 +2,13 @@
 
 mod cuda;
 
+use std::sync::Arc;
+
 use candle_core::Result;
 
 use super::cpu::Cpu;
-use super::gelu::{gelu, gelu_backward, gelu_tanh, gelu_tanh_backward};
+use super::cuda::Gpu;
+use super::gelu::{gelu, gelu_backward, gelu_both, gelu_tanh, gelu_tanh_backward};
 use super::rows::{check_lens, for_blocks};
 use super::{profile, view};
 use crate::kernels::tensor::Tensor;
@@ -70,10 +73,24 @@ impl Activation {
     /// If shapes differ.
     pub fn backward(self, x: &Tensor, d: &Tensor) -> Result<()> {
         if let Some(gpu) = x.gpu() {
-            return cuda::backward(gpu, self, x, d);
+            return cuda::backward(gpu, self, x, d, None);
         }
         let _op = profile::op("activation backward", 0, 12 * x.elem_count());
         run(x, d, |cpu, x, d| self.apply_backward(cpu, x, d))
+    }
+
+    /// [`Self::backward`], and `out = f(x)` again, on a GPU.
+    ///
+    /// # Errors
+    /// If shapes differ.
+    pub(super) fn backward_again(
+        self,
+        gpu: &Arc<Gpu>,
+        x: &Tensor,
+        d: &Tensor,
+        out: &Tensor,
+    ) -> Result<()> {
+        cuda::backward(gpu, self, x, d, Some(out))
     }
 
     /// `x = f(x)`.
@@ -86,8 +103,17 @@ impl Activation {
         }
     }
 
+    /// [`Self::backward`] and then `x = f(x)`, on slices of one length.
+    pub(super) fn apply_both(self, cpu: Cpu, x: &mut [f32], d: &mut [f32]) {
+        if self == Self::Gelu {
+            return gelu_both(cpu, x, d);
+        }
+        self.apply_backward(cpu, x, d);
+        self.apply(cpu, x);
+    }
+
     /// [`Self::backward`] on slices of one length.
-    pub(super) fn apply_backward(self, cpu: Cpu, x: &[f32], d: &mut [f32]) {
+    fn apply_backward(self, cpu: Cpu, x: &[f32], d: &mut [f32]) {
         match self {
             Self::Gelu => gelu_backward(cpu, x, d),
             Self::GeluTanh => gelu_tanh_backward(cpu, x, d),
@@ -186,6 +212,38 @@ mod tests {
                         "{name} {dtype:?}: {a} {e}"
                     );
                 }
+            }
+        }
+    }
+
+    /// What a layer does not keep: the value that its backward pass computes again, and the gradient beside it.
+    #[test]
+    fn values_again_are_those_of_the_forward_to_the_bit() {
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) * 0.01).collect();
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for &name in Activation::NAMES {
+            let activation = Activation::from_name(name).unwrap();
+            for cpu in Cpu::each() {
+                let (mut value, mut again) = (x.clone(), x.clone());
+                let (mut alone, mut d) = (vec![0.7; x.len()], vec![0.7; x.len()]);
+                activation.apply(cpu, &mut value);
+                activation.apply_backward(cpu, &x, &mut alone);
+                activation.apply_both(cpu, &mut again, &mut d);
+                assert_eq!(bits(&again), bits(&value), "{name} {cpu:?}");
+                assert_eq!(bits(&d), bits(&alone), "{name} {cpu:?}");
+            }
+            for dtype in [DType::F32, DType::BF16] {
+                let x = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap();
+                let x = x.to_dtype(dtype).unwrap().to_device(&device()).unwrap();
+                let [value, again] = [0; 2].map(|_| x.zeros_like().unwrap());
+                let [alone, d] = [0; 2].map(|_| x.copy().unwrap());
+                activation.forward(&x, &value).unwrap();
+                activation.backward(&x, &alone).unwrap();
+                let gpu = x.gpu().unwrap();
+                activation.backward_again(gpu, &x, &d, &again).unwrap();
+                let f32s = |t: &Tensor| t.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(bits(&f32s(&again)), bits(&f32s(&value)), "{name} {dtype:?}");
+                assert_eq!(bits(&f32s(&d)), bits(&f32s(&alone)), "{name} {dtype:?}");
             }
         }
     }

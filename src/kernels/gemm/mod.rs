@@ -10,6 +10,7 @@
 
 mod aligned;
 mod amx;
+mod left;
 mod panels;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -21,19 +22,16 @@ use std::ops::Range;
 pub use aligned::{Aligned, as_bf16, as_pairs, as_words};
 #[cfg(target_arch = "x86_64")]
 pub use amx::products as tile_products;
-pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, turn, zip_rows};
+pub use left::Left;
+pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
 pub use tile::MAX_WIDTH;
 use tile::{MAX_ROWS, Tile, TileStart};
 
 use super::cpu::{Cpu, Level};
-use super::element::Element;
 use super::linear::Precision;
 
 /// Words of depth done at a time, so that a panel's part stays in the L2 cache.
 pub const DEPTH: usize = 1024;
-/// Panels from which on it pays to turn a left factor that narrow tiles would walk through by its columns: each of them
-/// would use a few words of every line of the cache, and the larger part of the L1 cache for that.
-const TURN_FROM: usize = 3;
 
 /// What a word holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,64 +122,6 @@ impl Engine {
     }
 }
 
-/// The left factor: word (row, depth) is `words[row * row_stride + depth * depth_stride]`.
-#[derive(Clone, Copy)]
-pub struct Left<'a> {
-    pub words: &'a [u32],
-    pub row_stride: usize,
-    pub depth_stride: usize,
-}
-
-impl<'a> Left<'a> {
-    /// Rows one after the other, `row_stride` words apart.
-    pub fn rows(words: &'a [u32], row_stride: usize) -> Self {
-        Self {
-            words,
-            row_stride,
-            depth_stride: 1,
-        }
-    }
-
-    /// Rows of `depth` numbers, `stride` apart, as `engine` wants them: where they lie if they are words
-    /// already, else converted into `buffer`.
-    pub fn of_rows<T: Element>(
-        engine: Engine,
-        from: &'a [T],
-        stride: usize,
-        rows: usize,
-        depth: usize,
-        buffer: &'a mut Aligned,
-    ) -> Self {
-        match engine.format() {
-            Format::F32 => {
-                if let Some(numbers) = T::as_f32(from) {
-                    return Self::rows(as_words(numbers), stride);
-                }
-            }
-            Format::Pairs | Format::Tiles if engine.is_whole(depth) && stride.is_multiple_of(2) => {
-                let whole = &from[..from.len() / 2 * 2];
-                if let Some(pairs) = T::as_pairs(whole) {
-                    return Self::rows(pairs, stride / 2);
-                }
-            }
-            Format::Pairs | Format::Tiles | Format::Rounded => {}
-        }
-        let words = engine.words(depth);
-        let converted = buffer.words(rows * words);
-        convert_rows(engine, from, stride, rows, depth, converted);
-        Self::rows(converted, words)
-    }
-
-    /// The transpose of rows `depth_stride` words apart.
-    pub fn columns(words: &'a [u32], depth_stride: usize) -> Self {
-        Self {
-            words,
-            row_stride: 1,
-            depth_stride,
-        }
-    }
-}
-
 /// What the products are added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
@@ -217,19 +157,14 @@ pub unsafe fn multiply(
         return;
     }
     if depth > 0 {
-        let last = (rows - 1) * left.row_stride + (depth - 1) * left.depth_stride;
-        assert!(last < left.words.len(), "the left factor is too short");
+        assert!(left.has(rows, depth), "the left factor is too short");
     }
     if let Start::Bias(bias) = start {
         assert!(bias.len() >= width, "the bias is too short");
     }
-    let turns = match engine.format {
-        Format::Tiles => true,
-        _ => tile::width(engine) == tile::NARROW && panels.len() >= TURN_FROM,
-    };
-    if turns && left.depth_stride != 1 {
+    if left.should_turn(engine, panels.len()) {
         return TURNED.with_borrow_mut(|turned| {
-            let left = turn(engine, left, rows, depth, turned);
+            let left = left.turn(engine, rows, depth, turned);
             // SAFETY: the caller's promise.
             unsafe { multiply(engine, left, rows, right, panels, start, out, out_stride) };
         });
@@ -267,7 +202,7 @@ pub unsafe fn multiply(
 }
 
 thread_local! {
-    /// A left factor's rows, where tiles would have to walk through its columns.
+    /// A left factor in the form that tiles want.
     static TURNED: RefCell<Aligned> = const { RefCell::new(Aligned::new()) };
 }
 
@@ -375,9 +310,9 @@ impl Block<'_> {
         out: *mut f32,
         out_stride: usize,
     ) {
-        let first = rows.start * self.left.row_stride + self.depth.start * self.left.depth_stride;
+        let first = self.left.row(rows.start) + self.depth.start * self.left.depth_stride;
         let tile = Tile {
-            left: self.left.words.as_ptr().wrapping_add(first),
+            left: self.left.as_ptr().wrapping_add(first),
             row_stride: self.left.row_stride,
             depth_stride: self.left.depth_stride,
             right: self.words.as_ptr().wrapping_add(strip.start),

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::aligned::{Aligned, as_bf16, as_numbers};
+use super::aligned::{as_bf16, as_numbers};
 use super::tile::MAX_WIDTH;
-use super::{Engine, Format, Left};
+use super::{Engine, Format};
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::{LANES, Lanes};
@@ -331,57 +331,7 @@ multiversion! {
 }
 
 #[repr(C, align(64))]
-struct Square([[u32; LANES]; LANES]);
-
-/// A left factor that is read along its columns, with each row's words side by side.
-///
-/// # Panics
-/// If it is too short.
-pub fn turn<'a>(
-    engine: Engine,
-    left: Left<'_>,
-    rows: usize,
-    depth: usize,
-    buffer: &'a mut Aligned,
-) -> Left<'a> {
-    assert!(left.row_stride == 1);
-    let out = buffer.words(rows * depth);
-    columns_to_rows(
-        engine.cpu(),
-        left.words,
-        left.depth_stride,
-        rows,
-        depth,
-        out,
-    );
-    Left::rows(out, depth)
-}
-
-multiversion! {
-    /// `out[rows][depth]`, word (row, depth) of which was `from[depth * stride + row]`.
-    fn columns_to_rows<S: Lanes>(
-        from: &[u32],
-        stride: usize,
-        rows: usize,
-        depth: usize,
-        out: &mut [u32],
-    ) {
-        let mut block = Square([[0; LANES]; LANES]);
-        for step in (0..depth).step_by(LANES) {
-            let steps = (depth - step).min(LANES);
-            for row in (0..rows).step_by(LANES) {
-                let count = (rows - row).min(LANES);
-                for (i, line) in block.0.iter_mut().enumerate().take(steps) {
-                    line[..count].copy_from_slice(&from[(step + i) * stride + row..][..count]);
-                }
-                S::transpose(&mut block.0);
-                for (i, line) in block.0.iter().enumerate().take(count) {
-                    out[(row + i) * depth + step..][..steps].copy_from_slice(&line[..steps]);
-                }
-            }
-        }
-    }
-}
+pub(super) struct Square(pub [[u32; LANES]; LANES]);
 
 /// Turns `rows` rows of `columns` numbers, `stride` apart, into the left factor of a product over the
 /// rows: `out[engine.words(rows)][columns]`, to be read with [`super::Left::columns`].

@@ -3,11 +3,11 @@
 use candle_core::{Result, bail};
 
 use super::pieces::{Piece, add_to, load, store};
-use super::products::{Sum, Term, rows_times_panels};
-use super::{Activated, LinearWeight, cuda, expect};
+use super::products::{MAX_PIECE, Sum, Term, rows_times_panels};
+use super::{LinearWeight, Side, cuda, expect, with_packed};
+use crate::kernels::activation::Activation;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
-use crate::kernels::gemm::Panels;
 use crate::kernels::pool::Disjoint;
 use crate::kernels::tensor::Tensor;
 use crate::kernels::{profile, view};
@@ -18,6 +18,19 @@ pub struct Share<'a> {
     /// [T, N]
     pub dy: &'a Tensor,
     pub weight: &'a LinearWeight,
+}
+
+/// Back through a function of every element that came before a product, all [T, K]. What it gave is computed
+/// anew, as no layer keeps it.
+#[derive(Clone, Copy)]
+pub struct Reactivated<'a> {
+    pub activation: Activation,
+    /// What it was a function of.
+    pub inner: &'a Tensor,
+    /// What it gave, to the bit.
+    pub activated: &'a Tensor,
+    /// The gradient of `inner`.
+    pub d_inner: &'a Tensor,
 }
 
 /// `dx [T, K] = dy [T, N] W`, or `+=` if it accumulates.
@@ -57,15 +70,14 @@ fn backward_input_all_of<T: Element>(
     })
 }
 
-/// `d_inner = (dy W) f'(inner)`: through a layer and the activation before it. `to.activated` is overwritten
-/// with `d_inner`.
+/// `d_inner = (dy W) f'(inner)`, through a layer and the activation before it, and `activated = f(inner)` again.
 ///
 /// # Errors
 /// As [`backward_input`].
 pub fn backward_input_activated(
     dy: &Tensor,
     weight: &LinearWeight,
-    to: &Activated<'_>,
+    to: &Reactivated<'_>,
 ) -> Result<()> {
     if let Some(gpu) = dy.gpu() {
         return cuda::backward_input_activated(gpu, dy, weight, to);
@@ -76,19 +88,22 @@ pub fn backward_input_activated(
 fn backward_input_activated_of<T: Element>(
     dy: &Tensor,
     weight: &LinearWeight,
-    to: &Activated<'_>,
+    to: &Reactivated<'_>,
 ) -> Result<()> {
     let width = weight.in_features;
-    expect(to.inner, to.activated.dims())?;
+    expect(to.inner, to.d_inner.dims())?;
+    expect(to.activated, to.d_inner.dims())?;
     view::read_as(to.inner, |inner: &[T]| {
-        view::write_as(to.activated, |out: &mut [T]| {
-            let out = Disjoint::new(out);
+        view::write_list(&[to.d_inner, to.activated], |outs: Vec<&mut [T]>| {
+            let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
             let shares = [Share { dy, weight }];
-            backward_into::<T>(&shares, to.activated.dims(), |cpu, piece| {
-                let mut x = vec![0.0; piece.data.len()];
-                load(cpu, inner, &piece, width, &mut x);
-                to.activation.apply_backward(cpu, &x, piece.data);
-                store(cpu, &piece, width, &out);
+            backward_into::<T>(&shares, to.d_inner.dims(), |cpu, piece| {
+                let mut x = [0.0; MAX_PIECE];
+                let x = &mut x[..piece.data.len()];
+                load(cpu, inner, &piece, width, x);
+                to.activation.apply_both(cpu, x, piece.data);
+                store(cpu, &piece, width, &outs[0]);
+                store(cpu, &Piece { data: x, ..piece }, width, &outs[1]);
             })
         })
     })?
@@ -115,22 +130,23 @@ fn backward_into<T: Element>(
         flop += weight.flop(rows);
         bytes += weight.bytes(rows, size_of::<T>());
     }
-    let _op = profile::op("linear dX", flop, bytes);
     let dys: Vec<&Tensor> = shares.iter().map(|share| share.dy).collect();
-    view::read_list(&dys, |dys: &[&[T]]| {
-        let terms = shares.iter().zip(dys).map(|(Share { weight, .. }, &dy)| {
-            let layout = weight.backward_layout();
-            Term {
-                left: dy,
+    let weights: Vec<&LinearWeight> = shares.iter().map(|share| share.weight).collect();
+    with_packed(&weights, Side::Output, |packed| {
+        let _op = profile::op("linear dX", flop, bytes);
+        view::read_list(&dys, |dys: &[&[T]]| {
+            let terms = weights.iter().zip(dys).zip(packed);
+            let terms = terms.map(|((weight, &left), right)| Term {
+                left,
                 depth: weight.out_features,
-                right: Panels::new(weight.backward.get(layout.len()), layout),
-            }
-        });
-        let sum = Sum {
-            terms: terms.collect(),
-            bias: None,
-        };
-        let cpu = first.engine.cpu();
-        rows_times_panels(first.engine, rows, &[sum], |piece| finish(cpu, piece));
+                right,
+            });
+            let sum = Sum {
+                terms: terms.collect(),
+                bias: None,
+            };
+            let cpu = first.engine.cpu();
+            rows_times_panels(first.engine, rows, &[sum], |piece| finish(cpu, piece));
+        })
     })
 }

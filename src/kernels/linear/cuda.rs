@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result};
 
-use super::{Activated, Gradient, LinearWeight, Precision, Projection, Share, expect};
+use super::{Activated, Gradient, LinearWeight, Precision, Projection, Reactivated, Share, expect};
 use crate::kernels::cuda::{ColumnSums, Epilogue, Factor, Gpu, Product};
 use crate::kernels::first_rows::cast;
 use crate::kernels::tensor::Tensor;
@@ -133,10 +133,11 @@ pub fn backward_input_activated(
     gpu: &Arc<Gpu>,
     dy: &Tensor,
     weight: &LinearWeight,
-    to: &Activated<'_>,
+    to: &Reactivated<'_>,
 ) -> Result<()> {
-    backward_input_all(gpu, &[Share { dy, weight }], to.activated, false)?;
-    to.activation.backward(to.inner, to.activated)
+    backward_input_all(gpu, &[Share { dy, weight }], to.d_inner, false)?;
+    to.activation
+        .backward_again(gpu, to.inner, to.d_inner, to.activated)
 }
 
 pub fn backward_weight_all(gpu: &Arc<Gpu>, layers: &[Gradient<'_>], x: &Tensor) -> Result<()> {

@@ -2,13 +2,12 @@
 
 use candle_core::Result;
 
-use super::pieces::{Piece, store};
+use super::pieces::{Piece, store, store_rounding};
 use super::products::{Sum, Term, rows_times_panels};
-use super::{LinearWeight, cuda, expect};
+use super::{LinearWeight, Side, cuda, expect, with_packed};
 use crate::kernels::activation::Activation;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::element::{Element, for_dtype};
-use crate::kernels::gemm::Panels;
 use crate::kernels::pool::Disjoint;
 use crate::kernels::tensor::Tensor;
 use crate::kernels::{profile, view};
@@ -93,8 +92,9 @@ fn forward_activated_of<T: Element>(
     };
     view::write_list(&[to.inner, to.activated], |outs: Vec<&mut [T]>| {
         let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
-        forward_into::<T>(x, &[layer], |cpu, piece| {
-            store(cpu, &piece, weight.out_features, &outs[0]);
+        forward_into::<T>(x, &[layer], |cpu, mut piece| {
+            // The function of what is kept, so that the backward pass can compute it again.
+            store_rounding(cpu, &mut piece, weight.out_features, &outs[0]);
             // All of it, with whatever lies behind the columns.
             to.activation.apply(cpu, piece.data);
             store(cpu, &piece, weight.out_features, &outs[1]);
@@ -123,28 +123,28 @@ fn forward_into<T: Element>(
         flop += weight.flop(rows);
         bytes += weight.bytes(rows, size_of::<T>());
     }
-    let _op = profile::op("linear", flop, bytes);
     let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias).collect();
-    view::read_as(x, |x: &[T]| {
-        view::read_list(&biases, |biases: &[&[f32]]| {
-            let mut biases = biases.iter().copied();
-            let sums: Vec<_> = layers
-                .iter()
-                .map(|layer| {
-                    let layout = layer.weight.forward_layout();
+    let weights: Vec<&LinearWeight> = layers.iter().map(|layer| layer.weight).collect();
+    with_packed(&weights, Side::Input, |packed| {
+        let _op = profile::op("linear", flop, bytes);
+        view::read_as(x, |x: &[T]| {
+            view::read_list(&biases, |biases: &[&[f32]]| {
+                let mut biases = biases.iter().copied();
+                let sums = layers.iter().zip(packed).map(|(layer, right)| {
+                    let depth = layer.weight.in_features;
                     let term = Term {
                         left: x,
-                        depth: layer.weight.in_features,
-                        right: Panels::new(layer.weight.forward.get(layout.len()), layout),
+                        depth,
+                        right,
                     };
                     Sum {
                         terms: vec![term],
                         bias: layer.bias.and_then(|_| biases.next()),
                     }
-                })
-                .collect();
-            let cpu = first.engine.cpu();
-            rows_times_panels(first.engine, rows, &sums, |piece| finish(cpu, piece));
-        })
-    })?
+                });
+                let (sums, cpu) = (sums.collect::<Vec<_>>(), first.engine.cpu());
+                rows_times_panels(first.engine, rows, &sums, |piece| finish(cpu, piece));
+            })
+        })?
+    })
 }

@@ -1,8 +1,9 @@
 //! The linear layer `y = x Wᵀ + b`, with W `[N, K]` as torch stores it, and its gradients.
 //!
 //! With [`Precision::Bf16`] the factors of each product are rounded to bf16, and sums are f32, as under
-//! autocast. W is packed once per optimizer step, in one form for `y` and one for `dx`. Activations and their
-//! gradients are f32 or bf16, all of a call alike; weights, biases and their gradients are f32.
+//! autocast. On a CPU W is packed for each product anew, into memory that all layers share: a model of which each
+//! weight was kept in both forms, for `y` and for `dx`, would be half as large again, and a step packs as often.
+//! Activations and their gradients are f32 or bf16, all of a call alike; weights, biases and their gradients are f32.
 
 mod backward_input;
 mod backward_weight;
@@ -11,15 +12,19 @@ mod forward;
 mod pieces;
 mod products;
 
+use std::cell::RefCell;
+
 use candle_core::{DType, Result, bail};
 
 use super::device::Device;
-use super::gemm::{Aligned, Engine, Layout, pack_columns, pack_rows};
+use super::gemm::{Aligned, Engine, Layout, Panels, pack_columns, pack_rows};
 use super::pool::{Disjoint, parallel_for};
 use super::profile;
 use super::view::read;
 use crate::kernels::tensor::Tensor;
-pub use backward_input::{Share, backward_input, backward_input_activated, backward_input_all};
+pub use backward_input::{
+    Reactivated, Share, backward_input, backward_input_activated, backward_input_all,
+};
 pub use backward_weight::{Gradient, backward_weight, backward_weight_all};
 pub use forward::{Activated, Projection, forward, forward_activated, forward_all};
 
@@ -46,23 +51,49 @@ impl Precision {
     }
 }
 
-/// A weight and what is packed from it.
+/// A weight, as products want it.
 #[derive(Debug)]
 pub struct LinearWeight {
     weight: Tensor,
     engine: Engine,
     out_features: usize,
     in_features: usize,
-    /// For `y`: depth K, width N.
-    forward: Aligned,
-    /// For `dx`: depth N, width K.
-    backward: Aligned,
-    /// On a GPU, instead of both.
+    /// On a GPU.
     gpu: Option<cuda::Weight>,
 }
 
+/// What a weight is multiplied with.
+#[derive(Clone, Copy)]
+enum Side {
+    /// x, for `y`: depth K, width N.
+    Input,
+    /// dy, for `dx`: depth N, width K.
+    Output,
+}
+
+thread_local! {
+    /// The caller's packed weights of a product.
+    static PACKED: RefCell<Vec<Aligned>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with weights packed for products with this side of each.
+fn with_packed<R>(
+    weights: &[&LinearWeight],
+    side: Side,
+    f: impl FnOnce(Vec<Panels<'_>>) -> Result<R>,
+) -> Result<R> {
+    PACKED.with_borrow_mut(|buffers| {
+        if buffers.len() < weights.len() {
+            buffers.resize_with(weights.len(), Aligned::new);
+        }
+        let packed = weights.iter().zip(buffers);
+        let packed = packed.map(|(weight, buffer)| weight.pack(side, buffer));
+        f(packed.collect::<Result<_>>()?)
+    })
+}
+
 impl LinearWeight {
-    /// Packs a `[N, K]` tensor, which it shares.
+    /// Of a `[N, K]` tensor, which it shares.
     ///
     /// # Errors
     /// If the tensor is not a contiguous f32 matrix.
@@ -81,49 +112,52 @@ impl LinearWeight {
 
     fn with(engine: Engine, weight: &Tensor, gpu: Option<cuda::Weight>) -> Result<Self> {
         let (out_features, in_features) = weight.dims2()?;
-        let mut this = Self {
+        let this = Self {
             weight: weight.clone(),
             engine,
             out_features,
             in_features,
-            forward: Aligned::new(),
-            backward: Aligned::new(),
             gpu,
         };
         this.refresh()?;
         Ok(this)
     }
 
-    /// Packs anew, after the optimizer changed the tensor.
+    /// Copies what a GPU multiplies in bf16, after the tensor was changed by anything but the optimizer.
     ///
     /// # Errors
     /// If the tensor is not a contiguous f32 matrix.
-    pub fn refresh(&mut self) -> Result<()> {
-        if let Some(gpu) = &self.gpu {
-            return gpu.refresh(&self.weight);
-        }
+    pub fn refresh(&self) -> Result<()> {
+        let refresh = |gpu: &cuda::Weight| gpu.refresh(&self.weight);
+        self.gpu.as_ref().map_or(Ok(()), refresh)
+    }
+
+    fn pack<'a>(&self, side: Side, buffer: &'a mut Aligned) -> Result<Panels<'a>> {
         let (engine, n, k) = (self.engine, self.out_features, self.in_features);
-        let (forward, backward) = (self.forward_layout(), self.backward_layout());
+        let layout = match side {
+            Side::Input => Layout::new(engine.words(k), n),
+            Side::Output => Layout::new(engine.words(n), k),
+        };
         let _op = profile::op("pack weights", 0, 8 * n * k);
-        let along = Disjoint::new(self.forward.words(forward.len()));
-        let down = Disjoint::new(self.backward.words(backward.len()));
+        let packed = Disjoint::new(buffer.words(layout.len()));
         read(&self.weight, |weight| {
-            parallel_for(forward.panels() + backward.panels(), |task| {
-                if let Some(p) = task.checked_sub(forward.panels()) {
-                    let (columns, padded) = (backward.columns(p), backward.padded(p));
-                    // SAFETY: each task writes its own panel.
-                    let out = unsafe { down.slice(backward.range(p)) };
-                    let from = weight.get(columns.start..).unwrap_or_default();
-                    pack_rows(engine, from, k, n, columns.len(), padded, out);
-                } else {
-                    let (columns, padded) = (forward.columns(task), forward.padded(task));
-                    // SAFETY: each task writes its own panel.
-                    let out = unsafe { along.slice(forward.range(task)) };
-                    let from = &weight[columns.start * k..];
-                    pack_columns(engine, from, k, columns.len(), k, padded, out);
+            parallel_for(layout.panels(), |panel| {
+                let (columns, padded) = (layout.columns(panel), layout.padded(panel));
+                // SAFETY: each task writes its own panel.
+                let out = unsafe { packed.slice(layout.range(panel)) };
+                match side {
+                    Side::Input => {
+                        let from = &weight[columns.start * k..];
+                        pack_columns(engine, from, k, columns.len(), k, padded, out);
+                    }
+                    Side::Output => {
+                        let from = weight.get(columns.start..).unwrap_or_default();
+                        pack_rows(engine, from, k, n, columns.len(), padded, out);
+                    }
                 }
             });
-        })
+        })?;
+        Ok(Panels::new(buffer.get(layout.len()), layout))
     }
 
     /// On a GPU, in bf16: the copy that products read.
@@ -156,14 +190,6 @@ impl LinearWeight {
     fn bytes(&self, rows: usize, size: usize) -> usize {
         size * rows * (self.out_features + self.in_features)
             + 4 * self.engine.words(self.in_features) * self.out_features
-    }
-
-    fn forward_layout(&self) -> Layout {
-        Layout::new(self.engine.words(self.in_features), self.out_features)
-    }
-
-    fn backward_layout(&self) -> Layout {
-        Layout::new(self.engine.words(self.out_features), self.in_features)
     }
 }
 

@@ -45,6 +45,23 @@ multiversion! {
 }
 
 multiversion! {
+    /// As [`store`]; the piece then holds what was stored.
+    pub fn store_rounding<S: Lanes, T: Element>(piece: &mut Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
+        for row in 0..piece.rows.len() {
+            let place = place(piece, width, row);
+            prefetch(out.pointer(place.start).wrapping_add(AHEAD * width), place.len());
+            // SAFETY: pieces do not overlap, and each is finished once.
+            let out = unsafe { out.slice(place) };
+            let data = &mut piece.data[row * MAX_WIDTH..][..MAX_WIDTH];
+            for (data, out) in data.chunks_exact_mut(LANES).zip(out.chunks_mut(LANES)) {
+                T::store_part(S::load_part(data), out);
+                T::load_part::<S>(out).store_part(data);
+            }
+        }
+    }
+}
+
+multiversion! {
     /// Adds a piece to where it belongs.
     pub fn add_to<S: Lanes, T: Element>(piece: &Piece<'_>, width: usize, out: &Disjoint<'_, T>) {
         for (row, data) in piece.data.chunks_exact(MAX_WIDTH).enumerate() {

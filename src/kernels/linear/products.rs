@@ -7,8 +7,7 @@ use super::pieces::Piece;
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, convert_rows, multiply,
-    pack_rows,
+    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, multiply, pack_rows,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
@@ -37,16 +36,20 @@ struct Grid {
     group: usize,
 }
 
+/// Rows of a block: few enough to stay in the L2 cache beside a panel.
+const BLOCK: usize = 96;
+
+/// Numbers of the largest piece.
+pub const MAX_PIECE: usize = BLOCK * MAX_WIDTH;
+
 impl Grid {
-    /// Rows of a block: few enough to stay in the L2 cache beside a panel.
-    const BLOCK: usize = 96;
     /// Rows of a tile, of which blocks are multiples.
     const TILE: usize = 8;
 
     fn new(rows: usize, panels: usize) -> Self {
         let tiles = rows.div_ceil(Self::TILE).max(1);
         let blocks = rows
-            .div_ceil(Self::BLOCK)
+            .div_ceil(BLOCK)
             .max(1)
             .next_multiple_of(threads())
             .min(tiles);
@@ -152,17 +155,7 @@ impl<'a> Lefts<'a> {
         let lefts = terms.into_iter().zip(converted).map(|(term, buffer)| {
             let (depth, rows) = (term.depth, block.len());
             let from = &term.left[block.start * depth..block.end * depth];
-            let words = engine.words(depth);
-            // Rows that are words already are copied: the products walk through eight rows at a time, word
-            // by word, which is slow for what is not in the cache yet.
-            let copy = buffer.words(rows * words);
-            match T::as_pairs(from) {
-                Some(pairs) if engine.format().is_pairs() && engine.is_whole(depth) => {
-                    copy.copy_from_slice(pairs);
-                }
-                _ => convert_rows(engine, from, depth, rows, depth, copy),
-            }
-            let left = Left::rows(copy, words);
+            let left = Left::copy_of_rows(engine, from, rows, depth, buffer);
             (term.left.as_ptr().addr(), left)
         });
         Self(lefts.collect())
