@@ -261,19 +261,28 @@ fn layers_computed_together_are_those_computed_alone() {
             let d_plain = zeros(&[t, n]);
             backward_input(&dy, &behind, &d_plain, false).unwrap();
             let (again, d_inner) = (zeros(&[t, n]), zeros(&[t, n]));
-            let to = Reactivated {
+            let back = Reactivated {
                 activation: Activation::Relu,
                 inner: &inner,
                 activated: &again,
                 d_inner: &d_inner,
             };
-            backward_input_activated(&dy, &behind, &to).unwrap();
+            backward_input_activated(&dy, &behind, &back).unwrap();
             let expected = wide(&d_plain).into_iter().zip(wide(&inner));
             let expected: Vec<f32> = expected
                 .map(|(d, x)| if x > 0.0 { d } else { 0.0 })
                 .collect();
             assert_eq!(wide(&d_inner), expected, "{engine:?}");
             assert_eq!(wide(&again), wide(&activated), "{engine:?}");
+
+            // What was given is given again, of inputs that lost digits on their way to memory, too.
+            let activation = Activation::Gelu;
+            let to = Activated { activation, ..to };
+            forward_activated(&x, &weights[0], None, &to).unwrap();
+            let back = Reactivated { activation, ..back };
+            backward_input_activated(&dy, &behind, &back).unwrap();
+            assert_eq!(wide(&again), wide(&activated), "{engine:?}");
+            assert_ne!(wide(&activated), relu);
         }
     }
 }
