@@ -202,7 +202,9 @@ fn sigterm_leaves_trainers_and_draining_reaches_adopted_ones() {
     let temp = tempfile::tempdir().unwrap();
     let leaving = ServerOptions::new(&temp.path().join("data"))
         .fixed_port()
-        .leave();
+        .leave()
+        // So long that no crowded machine keeps the trainer from saving and saying so.
+        .env("CHANDLER_STOP_GRACE_MS", 60_000);
     let trainers = Trainers::of(&leaving.data_dir);
     let server = leaving.start();
     // Long enough that it is still at it when two servers have stopped, on a crowded machine too.
