@@ -5,6 +5,7 @@
 //! (`madvise`); where it does not give huge pages nothing changes but the alignment.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::Range;
 
 /// A huge page of x86-64, and the usual one of AArch64.
 const HUGE_PAGE: usize = 2 << 20;
@@ -51,11 +52,12 @@ unsafe impl GlobalAlloc for HugePages {
             // SAFETY: the caller's promise.
             return unsafe { System.alloc_zeroed(layout) };
         }
-        // SAFETY: the caller's promise; what comes back, unless null, has `layout.size()` writable bytes.
+        // SAFETY: the caller's promise; what comes back, unless null, has `layout.size()` writable bytes, and no
+        // file behind them.
         unsafe {
             let start = self.alloc(layout);
             if !start.is_null() {
-                start.write_bytes(0, layout.size());
+                zero(start, layout.size());
             }
             start
         }
@@ -105,26 +107,52 @@ const SMALL_PAGES: usize = 64 << 10;
 /// Sets all numbers to zero and gives their memory back to the system until somebody writes to them. For tables of which
 /// few rows are ever written: on small pages, a row brings along no more than its neighbours.
 pub fn vacate(numbers: &mut [f32]) {
-    numbers.fill(0.0);
+    let (start, len) = (numbers.as_mut_ptr().cast::<u8>(), size_of_val(numbers));
     #[cfg(target_os = "linux")]
-    {
-        use nix::libc::{MADV_DONTNEED, MADV_NOHUGEPAGE, madvise};
-        let bytes = numbers.as_mut_ptr_range();
-        let (start, end) = (
-            bytes.start.addr().next_multiple_of(SMALL_PAGES),
-            bytes.end.addr() / SMALL_PAGES * SMALL_PAGES,
-        );
-        if start < end {
-            let first = numbers.as_mut_ptr().with_addr(start).cast();
-            // SAFETY: these pages hold nothing but numbers that this function may write. They are the allocator's,
-            // so no file is behind them, and where the system takes them away it gives zeros instead. That it may
-            // refuse to does not matter.
-            unsafe {
-                madvise(first, end - start, MADV_NOHUGEPAGE);
-                madvise(first, end - start, MADV_DONTNEED);
-            }
+    if let Some(pages) = whole_pages(start, len) {
+        use nix::libc::{MADV_NOHUGEPAGE, madvise};
+        // SAFETY: the advice changes nothing about the contents of these pages. That it may be refused does not matter.
+        unsafe {
+            madvise(
+                start.wrapping_add(pages.start).cast(),
+                pages.len(),
+                MADV_NOHUGEPAGE,
+            )
+        };
+    }
+    // SAFETY: these bytes are numbers that this function may write; they are the allocator's, so no file is behind them.
+    unsafe { zero(start, len) }
+}
+
+/// Sets bytes to zero. Whole pages are taken away instead of written: where nobody ever writes, they take neither
+/// time nor room.
+///
+/// # Safety
+/// The bytes must be valid for writes, and no file behind them.
+unsafe fn zero(start: *mut u8, len: usize) {
+    // SAFETY: the caller's promise; all ranges are within the `len` bytes.
+    let fill = |part: Range<usize>| unsafe { start.add(part.start).write_bytes(0, part.len()) };
+    #[cfg(target_os = "linux")]
+    if let Some(pages) = whole_pages(start, len) {
+        use nix::libc::{MADV_DONTNEED, madvise};
+        // SAFETY: these pages hold nothing but bytes that the caller lets this function write. Where the system takes
+        // them away it gives zeros instead; pages locked into memory it leaves as they are, and says so.
+        if unsafe { madvise(start.add(pages.start).cast(), pages.len(), MADV_DONTNEED) } == 0 {
+            fill(0..pages.start);
+            fill(pages.end..len);
+            return;
         }
     }
+    fill(0..len);
+}
+
+/// The part of these bytes that is whole pages.
+#[cfg(target_os = "linux")]
+fn whole_pages(start: *mut u8, len: usize) -> Option<Range<usize>> {
+    let at = start.addr();
+    let first = at.next_multiple_of(SMALL_PAGES) - at;
+    let end = ((at + len) / SMALL_PAGES * SMALL_PAGES).checked_sub(at)?;
+    (first < end).then_some(first..end)
 }
 
 /// Asks for the cache lines of `count` numbers from `first` on, which need not be there.
@@ -214,10 +242,34 @@ mod tests {
                 size = next;
             }
             HugePages.dealloc(start, layout(size, 8));
-            let zeros = HugePages.alloc_zeroed(layout(HUGE_PAGE, 4));
-            assert!((0..HUGE_PAGE).all(|at| *zeros.add(at) == 0));
-            assert!(zeros.addr().is_multiple_of(HUGE_PAGE));
-            HugePages.dealloc(zeros, layout(HUGE_PAGE, 4));
+        }
+    }
+
+    #[test]
+    fn zeroed_memory_is_zero_where_others_have_written_before() {
+        // With a tail behind the last whole page.
+        let layout = layout(HUGE_PAGE + LARGE + 5, 4);
+        // SAFETY: each pointer is used with the layout it was allocated with, within its size.
+        unsafe {
+            for _ in 0..4 {
+                let zeros = HugePages.alloc_zeroed(layout);
+                assert!((0..layout.size()).all(|at| *zeros.add(at) == 0));
+                assert!(zeros.addr().is_multiple_of(HUGE_PAGE));
+                zeros.write_bytes(7, layout.size());
+                HugePages.dealloc(zeros, layout);
+            }
+            // And by itself, on bytes that are not zero for sure, at any place.
+            let start = HugePages.alloc(layout);
+            for from in [0, 1, 4095, SMALL_PAGES + 1] {
+                start.write_bytes(7, layout.size());
+                let len = layout.size() - from - 3;
+                zero(start.add(from), len);
+                let bytes = std::slice::from_raw_parts(start, layout.size());
+                let zeros = bytes.iter().filter(|&&byte| byte == 0).count();
+                assert_eq!(zeros, len, "{from}");
+                assert!(bytes[from..from + len].iter().all(|&byte| byte == 0));
+            }
+            HugePages.dealloc(start, layout);
         }
     }
 }
