@@ -28,7 +28,7 @@ class Peer:
 
     def run(self, work):
         # As chandler's `auto` does.
-        work = {**work, "bf16": work["bf16"] and machine.has_native_bf16()}
+        work = {**work, "bf16": work["bf16"] and machine.has_fast_bf16()}
         path = self.folder / "work.json"
         path.write_text(json.dumps(work, default=str))
         env = {**os.environ, **OFFLINE}
