@@ -1,29 +1,33 @@
 //! The left factor, and the forms that tiles read it in.
 
 use super::aligned::{Aligned, as_words};
-use super::panels::{Square, convert_rows};
-use super::tile::{self, SLIVER};
+use super::panels::{Square, convert_rows, pack_rows, row_to_words};
+use super::tile::MAX_WIDTH;
 use super::{Engine, Format};
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::LANES;
 
-/// Panels from which on it pays to make slivers for narrow tiles: each of them would use a few words of every line of
-/// the cache that it walks through by columns, and the larger part of the L1 cache for that.
-const TURN_FROM: usize = 3;
+/// Columns that are packed together.
+pub const STRIP: usize = MAX_WIDTH;
 
-/// Steps of depth after which the next sliver's turn comes, so that what they are taken from stays in the L1 cache.
-const STEPS: usize = 64;
+/// Words behind each sliver, so that those of one strip do not all fall into one set of the L1 cache.
+const GAP: usize = LANES;
 
 /// The left factor. Word (row, depth) is `words[row * row_stride + depth * depth_stride]`, or in slivers: as many rows as a
-/// narrow tile takes, depth after depth, one sliver after the other.
+/// tile takes, depth after depth, one sliver after the other.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
     words: &'a [u32],
     pub(super) row_stride: usize,
     pub(super) depth_stride: usize,
-    /// Words of a sliver.
-    sliver: Option<usize>,
+    sliver: Option<Sliver>,
+}
+
+#[derive(Clone, Copy)]
+struct Sliver {
+    rows: usize,
+    words: usize,
 }
 
 impl<'a> Left<'a> {
@@ -47,12 +51,20 @@ impl<'a> Left<'a> {
         }
     }
 
-    fn slivers(words: &'a [u32], depth: usize) -> Self {
+    /// Up to [`STRIP`] columns packed by [`pack_strip`].
+    pub fn strip(engine: Engine, words: &'a [u32], columns: usize, depth: usize) -> Self {
+        if engine.format() == Format::Tiles {
+            return Self::columns(words, columns.next_multiple_of(LANES));
+        }
+        let rows = engine.tile_rows();
         Self {
             words,
             row_stride: 1,
-            depth_stride: SLIVER,
-            sliver: Some(SLIVER * depth),
+            depth_stride: rows,
+            sliver: Some(Sliver {
+                rows,
+                words: rows * depth + GAP,
+            }),
         }
     }
 
@@ -106,17 +118,21 @@ impl<'a> Left<'a> {
         Self::rows(copy, words)
     }
 
-    /// Whether products with so many panels are to [`Self::turn`] it first.
-    pub(super) fn should_turn(&self, engine: Engine, panels: usize) -> bool {
-        let by_columns = self.depth_stride != 1 && self.sliver.is_none();
-        match engine.format() {
-            Format::Tiles => by_columns,
-            _ => by_columns && takes_slivers(engine) && panels >= TURN_FROM,
+    /// All but the first rows of a factor that is not in slivers.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        debug_assert!(self.sliver.is_none());
+        Self {
+            words: self.words.get(rows * self.row_stride..).unwrap_or_default(),
+            ..self
         }
     }
 
-    /// A factor that is read by columns, of `rows` rows and `depth` words, in the form that the engine's tiles want: rows
-    /// for those of AMX, slivers for narrow ones.
+    /// Whether products are to [`Self::turn`] it first.
+    pub(super) fn should_turn(&self, engine: Engine) -> bool {
+        engine.format() == Format::Tiles && self.depth_stride != 1
+    }
+
+    /// A factor that is read by columns, of `rows` rows and `depth` words, as rows, which the tiles of AMX want.
     ///
     /// # Panics
     /// If it is too short.
@@ -127,12 +143,7 @@ impl<'a> Left<'a> {
         depth: usize,
         buffer: &'b mut Aligned,
     ) -> Left<'b> {
-        assert!(self.row_stride == 1);
-        if takes_slivers(engine) {
-            let out = buffer.words(rows.next_multiple_of(SLIVER) * depth);
-            columns_to_slivers(self.words, self.depth_stride, rows, depth, out);
-            return Left::slivers(out, depth);
-        }
+        assert!(self.row_stride == 1 && self.sliver.is_none());
         let (cpu, out) = (engine.cpu(), buffer.words(rows * depth));
         columns_to_rows(cpu, self.words, self.depth_stride, rows, depth, out);
         Left::rows(out, depth)
@@ -149,7 +160,7 @@ impl<'a> Left<'a> {
     pub(super) fn row(&self, row: usize) -> usize {
         match self.sliver {
             None => row * self.row_stride,
-            Some(sliver) => row / SLIVER * sliver + row % SLIVER,
+            Some(sliver) => row / sliver.rows * sliver.words + row % sliver.rows,
         }
     }
 
@@ -158,29 +169,71 @@ impl<'a> Left<'a> {
     }
 }
 
-fn takes_slivers(engine: Engine) -> bool {
-    tile::width(engine) == tile::NARROW && engine.format() != Format::Tiles
+/// Words of a strip of so many words' depth.
+pub fn strip_words(engine: Engine, depth: usize) -> usize {
+    STRIP * depth + STRIP.div_ceil(engine.tile_rows()) * GAP
 }
 
-/// Slivers of rows, word (row, depth) of which is `from[depth * stride + row]`.
-fn columns_to_slivers(from: &[u32], stride: usize, rows: usize, depth: usize, out: &mut [u32]) {
-    for step in (0..depth).step_by(STEPS) {
-        let steps = step..depth.min(step + STEPS);
-        for (sliver, out) in out.chunks_exact_mut(SLIVER * depth).enumerate() {
-            let first = sliver * SLIVER;
-            let count = (rows - first).min(SLIVER);
-            let (out, _) = out[SLIVER * step..].as_chunks_mut::<SLIVER>();
-            for (step, out) in steps.clone().zip(out) {
-                let from = &from[step * stride + first..];
-                match from.first_chunk() {
-                    Some(whole) if count == SLIVER => *out = *whole,
-                    _ => {
-                        *out = [0; SLIVER];
-                        out[..count].copy_from_slice(&from[..count]);
-                    }
-                }
+/// Packs up to [`STRIP`] columns of `rows` rows, `stride` apart, as the left factor of a product over the rows, to be read
+/// with [`Left::strip`]: a tile's columns, word after word, one sliver after the other. (Read where they lie, a tile would
+/// use a few words of every line of the cache that it walks through.)
+pub fn pack_strip<T: Element>(
+    engine: Engine,
+    from: &[T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [u32],
+) {
+    let depth = engine.words(rows);
+    if engine.format() == Format::Tiles {
+        let padded = columns.next_multiple_of(LANES);
+        let out = &mut out[..depth * padded];
+        return pack_rows(engine, from, stride, rows, columns, padded, out);
+    }
+    let (cpu, format, tile) = (engine.cpu(), engine.format(), engine.tile_rows());
+    rows_to_slivers(cpu, format, tile, from, stride, rows, columns, depth, out);
+}
+
+multiversion! {
+    fn rows_to_slivers<S: Lanes, T: Element>(
+        format: Format,
+        tile: usize,
+        from: &[T],
+        stride: usize,
+        rows: usize,
+        columns: usize,
+        depth: usize,
+        out: &mut [u32],
+    ) {
+        let mut line = Line([0; STRIP]);
+        for step in 0..depth {
+            row_to_words::<S, T>(format, from, stride, rows, columns, step, &mut line.0);
+            match tile {
+                8 => scatter::<8>(&line, step, columns, depth, out),
+                6 => scatter::<6>(&line, step, columns, depth, out),
+                _ => scatter::<4>(&line, step, columns, depth, out),
             }
         }
+    }
+}
+
+#[repr(C, align(64))]
+struct Line([u32; STRIP]);
+
+/// Writes one step's words into the slivers of `ROWS` that they belong to.
+#[inline(always)]
+fn scatter<const ROWS: usize>(
+    line: &Line,
+    step: usize,
+    columns: usize,
+    depth: usize,
+    out: &mut [u32],
+) {
+    let (parts, _) = line.0.as_chunks::<ROWS>();
+    let slivers = out.chunks_mut(ROWS * depth + GAP);
+    for (part, sliver) in parts[..columns.div_ceil(ROWS)].iter().zip(slivers) {
+        sliver[step * ROWS..][..ROWS].copy_from_slice(part);
     }
 }
 

@@ -22,7 +22,7 @@ use std::ops::Range;
 pub use aligned::{Aligned, as_bf16, as_pairs, as_words};
 #[cfg(target_arch = "x86_64")]
 pub use amx::products as tile_products;
-pub use left::Left;
+pub use left::{Left, STRIP, pack_strip, strip_words};
 pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
 pub use tile::MAX_WIDTH;
 use tile::{MAX_ROWS, Tile, TileStart};
@@ -99,6 +99,16 @@ impl Engine {
         self.format
     }
 
+    /// The most rows of a tile.
+    pub fn tile_rows(self) -> usize {
+        tile::rows(self, usize::MAX)
+    }
+
+    /// Whether a tile takes a whole panel's width, and so many registers that a panel need not be in the L1 cache.
+    pub fn has_wide_tiles(self) -> bool {
+        self.format == Format::Tiles || self.cpu.level() >= Level::Avx512
+    }
+
     /// Words for `depth` numbers.
     pub fn words(self, depth: usize) -> usize {
         match self.format {
@@ -162,7 +172,7 @@ pub unsafe fn multiply(
     if let Start::Bias(bias) = start {
         assert!(bias.len() >= width, "the bias is too short");
     }
-    if left.should_turn(engine, panels.len()) {
+    if left.should_turn(engine) {
         return TURNED.with_borrow_mut(|turned| {
             let left = left.turn(engine, rows, depth, turned);
             // SAFETY: the caller's promise.

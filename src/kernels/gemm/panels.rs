@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use candle_core::DType;
 use half::bf16;
 
 use super::aligned::{as_bf16, as_numbers};
@@ -91,19 +92,6 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// The nearest bf16, ties to even, as the upper half of a word.
-#[inline(always)]
-fn upper(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-    // Rounding could carry a NaN into infinity.
-    (if x.is_nan() {
-        bits | 0x0040_0000
-    } else {
-        rounded
-    }) & 0xFFFF_0000
-}
-
 /// Packs one panel whose depth runs down the rows of `from`: `columns` numbers of each of `rows` rows,
 /// `stride` apart. What `out` has beyond them, in either direction, becomes zero.
 pub fn pack_rows<T: Element>(
@@ -138,19 +126,33 @@ multiversion! {
         padded: usize,
         out: &mut [u32],
     ) {
-        let each = if format.is_pairs() { 2 } else { 1 };
         for (step, line) in out.chunks_exact_mut(padded).enumerate() {
-            for row in each * step..each * (step + 1) {
-                prefetch(from.as_ptr().wrapping_add((row + AHEAD) * stride), columns);
-            }
-            if format.is_pairs() {
-                let first = row_of(from, stride, rows, columns, 2 * step);
-                let second = row_of(from, stride, rows, columns, 2 * step + 1);
-                pairs_across::<S, T>(first, second, line);
-            } else {
-                words_of::<S, T>(format, row_of(from, stride, rows, columns, step), line);
-            }
+            row_to_words::<S, T>(format, from, stride, rows, columns, step, line);
         }
+    }
+}
+
+/// The words at one step of a depth that runs down the rows of `from`, then zeros; later rows are asked for.
+#[inline(always)]
+pub(super) fn row_to_words<S: Lanes, T: Element>(
+    format: Format,
+    from: &[T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    step: usize,
+    line: &mut [u32],
+) {
+    let each = if format.is_pairs() { 2 } else { 1 };
+    for row in each * step..each * (step + 1) {
+        prefetch(from.as_ptr().wrapping_add((row + AHEAD) * stride), columns);
+    }
+    if format.is_pairs() {
+        let first = row_of(from, stride, rows, columns, 2 * step);
+        let second = row_of(from, stride, rows, columns, 2 * step + 1);
+        pairs_across::<S, T>(first, second, line);
+    } else {
+        words_of::<S, T>(format, row_of(from, stride, rows, columns, step), line);
     }
 }
 
@@ -167,14 +169,14 @@ fn row_of<T>(from: &[T], stride: usize, rows: usize, columns: usize, row: usize)
 /// `out` = the words of numbers, then zeros. For the formats of one number a word.
 #[inline(always)]
 fn words_of<S: Lanes, T: Element>(format: Format, numbers: &[T], out: &mut [u32]) {
-    let out = as_numbers(out);
-    for (i, out) in out.chunks_mut(LANES).enumerate() {
-        T::load_part::<S>(part(numbers, i * LANES)).store_part(out);
-    }
-    if format == Format::Rounded {
-        for x in out {
-            *x = f32::from_bits(upper(*x));
+    for (i, out) in as_numbers(out).chunks_mut(LANES).enumerate() {
+        let mut lanes = T::load_part::<S>(part(numbers, i * LANES));
+        if format == Format::Rounded && T::DTYPE != DType::BF16 {
+            let mut rounded = [bf16::ZERO; LANES];
+            lanes.store_bf16(&mut rounded);
+            lanes = S::load_bf16(&rounded);
         }
+        lanes.store_part(out);
     }
 }
 
@@ -309,6 +311,9 @@ multiversion! {
         let (format, words) = (engine.format(), engine.words(depth));
         let mut block = Square([[0; LANES]; LANES]);
         for column in (0..padded).step_by(LANES) {
+            for row in column + LANES..(column + 2 * LANES).min(columns) {
+                prefetch(from.as_ptr().wrapping_add(row * stride), depth);
+            }
             for step in (0..words).step_by(LANES) {
                 let first = engine.numbers(step);
                 let depth = (depth - first).min(engine.numbers(LANES));
@@ -350,6 +355,18 @@ pub fn zip_rows<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The nearest bf16, ties to even, as the upper half of a word.
+    fn upper(x: f32) -> u32 {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
+        // Rounding could carry a NaN into infinity.
+        (if x.is_nan() {
+            bits | 0x0040_0000
+        } else {
+            rounded
+        }) & 0xFFFF_0000
+    }
 
     #[test]
     fn rounding_is_that_of_half() {

@@ -10,9 +10,6 @@ pub const MAX_WIDTH: usize = 48;
 /// Columns of a tile where registers are few: AVX2 has sixteen of eight numbers.
 pub const NARROW: usize = 16;
 
-/// Rows of such a tile.
-pub const SLIVER: usize = 6;
-
 /// The most columns that one tile takes.
 pub fn width(engine: Engine) -> usize {
     match engine.cpu.level() {
@@ -49,7 +46,7 @@ pub fn rows(engine: Engine, left: usize) -> usize {
     }
     let most = match engine.cpu.level() {
         Level::Avx512 | Level::Avx512Bf16 | Level::Amx => 8,
-        Level::Avx2 => SLIVER,
+        Level::Avx2 => 6,
         Level::Portable => 4,
     };
     match left {

@@ -11,7 +11,7 @@ use std::arch::x86_64::{
 use super::tile::{Tile, TileStart};
 
 /// How many steps ahead the panel is fetched from the L2 cache.
-const AHEAD: usize = 8;
+const AHEAD: usize = 16;
 
 /// f32 words with AVX-512.
 ///

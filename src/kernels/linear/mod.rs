@@ -41,12 +41,11 @@ impl Precision {
         Engine::best(Self::Bf16).format().is_pairs()
     }
 
-    /// What activations are kept as: bf16 only where products take it as it is.
+    /// What activations are kept as.
     pub fn storage(self) -> DType {
-        if Engine::best(self).format().is_pairs() {
-            DType::BF16
-        } else {
-            DType::F32
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 }

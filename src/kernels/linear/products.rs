@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::pieces::Piece;
-use crate::kernels::cpu::multiversion;
+use crate::kernels::cpu::{l2_bytes, multiversion};
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, multiply, pack_rows,
+    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, STRIP, Start, multiply, pack_rows,
+    pack_strip, strip_words,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
@@ -17,7 +18,7 @@ use crate::kernels::pool::{Disjoint, parallel_for, threads};
 struct Scratch {
     /// The piece of a sum that is being computed.
     piece: Aligned,
-    /// A task's rows of the left factors, where they have to be converted.
+    /// A block's rows of the left factors, where they have to be converted.
     converted: Vec<Aligned>,
 }
 
@@ -27,58 +28,80 @@ thread_local! {
     static FACTORS: RefCell<[Aligned; 2]> = const { RefCell::new([Aligned::new(), Aligned::new()]) };
 }
 
-/// How a product is cut into tasks: blocks of rows, and where these are too few, groups of panels. It
-/// affects speed only.
+/// How sums are cut into tasks, each a block of rows times a group of one sum's panels, and these into pieces. It affects
+/// speed only.
 struct Grid {
     rows: usize,
     block: usize,
-    panels: usize,
-    group: usize,
+    groups: Vec<Group>,
+    /// Rows and panels of a piece.
+    piece: [usize; 2],
 }
 
-/// Rows of a block: few enough to stay in the L2 cache beside a panel.
+/// Some panels of the sum with this number.
+struct Group {
+    sum: usize,
+    panels: Range<usize>,
+}
+
+/// The most rows of a block.
 const BLOCK: usize = 96;
 
 /// Numbers of the largest piece.
 pub const MAX_PIECE: usize = BLOCK * MAX_WIDTH;
 
 impl Grid {
-    /// Rows of a tile, of which blocks are multiples.
-    const TILE: usize = 8;
-
-    fn new(rows: usize, panels: usize) -> Self {
-        let tiles = rows.div_ceil(Self::TILE).max(1);
-        let blocks = rows
-            .div_ceil(BLOCK)
-            .max(1)
-            .next_multiple_of(threads())
-            .min(tiles);
-        let groups = threads().div_ceil(blocks).min(panels).max(1);
+    /// Wide tiles take a group of panels that stays in the L2 cache, and pass a few rows at a time along all of it: a panel
+    /// is too large for the L1 cache anyway, and from beyond the L2 cache it comes once for many blocks. Narrow
+    /// ones take a block of rows that stays in the L2 cache, and pass along it a panel in strips that do fit the L1 cache.
+    fn new<T>(engine: Engine, rows: usize, sums: &[Sum<'_, T>]) -> Self {
+        let (tile, wide) = (engine.tile_rows(), engine.has_wide_tiles());
+        let tiles = rows.div_ceil(tile).max(1);
+        let blocks = rows.div_ceil(BLOCK).max(1);
+        let blocks = blocks.next_multiple_of(threads()).min(tiles);
+        let block = tiles.div_ceil(blocks) * tile;
+        let fit = MAX_PIECE / (tile * MAX_WIDTH);
+        let groups = |(sum, of): (usize, &Sum<'_, T>)| {
+            let panels = of.panels();
+            let most = match wide {
+                true => of.panels_in(l2_bytes() / 2).clamp(1, fit),
+                false => panels.max(1),
+            };
+            let groups = panels.div_ceil(most).max(threads().div_ceil(blocks));
+            let size = panels.div_ceil(groups).max(1);
+            parts(&(0..panels), size).map(move |panels| Group { sum, panels })
+        };
         Self {
             rows,
-            block: tiles.div_ceil(blocks) * Self::TILE,
-            panels,
-            group: panels.div_ceil(groups).max(1),
+            block,
+            groups: sums.iter().enumerate().flat_map(groups).collect(),
+            piece: if wide { [tile, fit] } else { [block, 1] },
         }
     }
 
-    fn groups(&self) -> usize {
-        self.panels.div_ceil(self.group)
+    fn blocks(&self) -> usize {
+        self.rows.div_ceil(self.block)
     }
 
+    /// Blocks of one group follow each other, while that is in the cache.
     fn tasks(&self) -> usize {
-        self.rows.div_ceil(self.block) * self.groups()
+        self.groups.len() * self.blocks()
     }
 
-    fn rows(&self, task: usize) -> Range<usize> {
-        let start = task / self.groups() * self.block;
-        start..(start + self.block).min(self.rows)
+    fn task(&self, task: usize) -> (&Group, Range<usize>) {
+        let start = task % self.blocks() * self.block;
+        let rows = start..(start + self.block).min(self.rows);
+        (&self.groups[task / self.blocks()], rows)
     }
+}
 
-    fn panels(&self, task: usize) -> Range<usize> {
-        let start = task % self.groups() * self.group;
-        start..(start + self.group).min(self.panels)
-    }
+/// Parts of a range, `size` long but for the last one.
+fn parts(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range
+        .clone()
+        .step_by(size)
+        .map(move |first| first..(first + size).min(end))
 }
 
 /// One product of a sum: `left [rows, depth] · right`.
@@ -96,33 +119,31 @@ pub struct Sum<'a, T> {
 }
 
 /// Computes sums of the same number of `rows`, piece by piece, and hands each piece to `finish` while it is
-/// in the innermost cache. Left factors that several terms share are converted once.
+/// in the innermost cache.
 pub fn rows_times_panels<T: Element>(
     engine: Engine,
     rows: usize,
     sums: &[Sum<'_, T>],
     finish: impl Fn(Piece<'_>) + Sync,
 ) {
-    let panels = |sum: &Sum<'_, T>| {
-        sum.terms
-            .first()
-            .map_or(0, |term| term.right.layout().panels())
-    };
-    let grid = Grid::new(rows, sums.iter().map(panels).max().unwrap_or(0));
+    let grid = Grid::new(engine, rows, sums);
     parallel_for(grid.tasks(), |task| {
-        let block = grid.rows(task);
+        let (group, block) = grid.task(task);
+        let sum = &sums[group.sum];
         SCRATCH.with_borrow_mut(|Scratch { piece, converted }| {
-            let lefts = Lefts::new(engine, sums, &block, converted);
-            for (number, sum) in sums.iter().enumerate() {
-                let own = grid.panels(task).start.min(panels(sum))
-                    ..grid.panels(task).end.min(panels(sum));
-                for panel in own {
-                    let columns = sum.piece(engine, &lefts, block.len(), panel, piece);
+            let lefts = sum.lefts(engine, &block, converted);
+            for rows in parts(&(0..block.len()), grid.piece[0]) {
+                for panels in parts(&group.panels, grid.piece[1]) {
+                    let columns = sum.columns(&panels);
+                    let stride = columns.len().next_multiple_of(LANES);
+                    let data = piece.floats(rows.len() * stride);
+                    sum.piece(engine, &lefts, &rows, panels, data, stride);
                     finish(Piece {
-                        sum: number,
-                        rows: block.clone(),
+                        sum: group.sum,
+                        rows: block.start + rows.start..block.start + rows.end,
                         columns,
-                        data: &mut *piece.floats(block.len() * MAX_WIDTH),
+                        stride,
+                        data,
                     });
                 }
             }
@@ -130,73 +151,81 @@ pub fn rows_times_panels<T: Element>(
     });
 }
 
-/// A block's left factors, by where their rows lie.
-struct Lefts<'a>(Vec<(usize, Left<'a>)>);
-
-impl<'a> Lefts<'a> {
-    fn new<T: Element>(
-        engine: Engine,
-        sums: &'a [Sum<'_, T>],
-        block: &Range<usize>,
-        converted: &'a mut Vec<Aligned>,
-    ) -> Self {
-        let mut terms: Vec<&Term<'_, T>> = Vec::new();
-        for term in sums.iter().flat_map(|sum| &sum.terms) {
-            if !terms
-                .iter()
-                .any(|known| known.left.as_ptr() == term.left.as_ptr())
-            {
-                terms.push(term);
-            }
-        }
-        if converted.len() < terms.len() {
-            converted.resize_with(terms.len(), Aligned::new);
-        }
-        let lefts = terms.into_iter().zip(converted).map(|(term, buffer)| {
-            let (depth, rows) = (term.depth, block.len());
-            let from = &term.left[block.start * depth..block.end * depth];
-            let left = Left::copy_of_rows(engine, from, rows, depth, buffer);
-            (term.left.as_ptr().addr(), left)
-        });
-        Self(lefts.collect())
+impl<T> Sum<'_, T> {
+    fn layout(&self) -> Option<Layout> {
+        self.terms.first().map(|term| term.right.layout())
     }
 
-    fn get<T>(&self, term: &Term<'_, T>) -> Option<Left<'a>> {
-        let address = term.left.as_ptr().addr();
-        let found = self.0.iter().find(|(known, _)| *known == address)?;
-        Some(found.1)
+    fn panels(&self) -> usize {
+        self.layout().map_or(0, |layout| layout.panels())
+    }
+
+    /// How many panels of all terms so many bytes hold.
+    fn panels_in(&self, bytes: usize) -> usize {
+        let depths = self.terms.iter().map(|term| term.right.layout().depth);
+        bytes / (depths.sum::<usize>() * MAX_WIDTH * size_of::<u32>()).max(1)
+    }
+
+    fn columns(&self, panels: &Range<usize>) -> Range<usize> {
+        let columns = |panel| self.layout().map_or(0..0, |layout| layout.columns(panel));
+        columns(panels.start).start..columns(panels.end - 1).end
     }
 }
 
 impl<T: Element> Sum<'_, T> {
-    /// Computes one panel's columns into `piece`; answers which these are.
+    /// The terms' left factors in a block of rows.
+    fn lefts<'b>(
+        &'b self,
+        engine: Engine,
+        block: &Range<usize>,
+        buffers: &'b mut Vec<Aligned>,
+    ) -> Vec<Left<'b>> {
+        if buffers.len() < self.terms.len() {
+            buffers.resize_with(self.terms.len(), Aligned::new);
+        }
+        let left = |(term, buffer): (&'b Term<'_, T>, &'b mut Aligned)| {
+            let (depth, rows) = (term.depth, block.len());
+            let from = &term.left[block.start * depth..block.end * depth];
+            match engine.has_wide_tiles() {
+                true => Left::of_rows(engine, from, depth, rows, depth, buffer),
+                false => Left::copy_of_rows(engine, from, rows, depth, buffer),
+            }
+        };
+        self.terms.iter().zip(buffers).map(left).collect()
+    }
+
+    /// Computes some panels' columns of some of the left factors' rows: `out[rows][stride]`.
     fn piece(
         &self,
         engine: Engine,
-        lefts: &Lefts<'_>,
-        rows: usize,
-        panel: usize,
-        piece: &mut Aligned,
-    ) -> Range<usize> {
-        let data = piece.floats(rows * MAX_WIDTH).as_mut_ptr();
-        let mut columns = 0..0;
+        lefts: &[Left<'_>],
+        rows: &Range<usize>,
+        panels: Range<usize>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let columns = self.columns(&panels);
+        assert!(columns.len() <= stride && out.len() >= rows.len() * stride);
+        let out = out.as_mut_ptr().wrapping_sub(columns.start);
         let mut start = self.bias.map_or(Start::Zero, Start::Bias);
-        for term in &self.terms {
-            let Some(left) = lefts.get(term) else {
-                continue;
-            };
-            columns = term.right.layout().columns(panel);
-            let (out, panels) = (data.wrapping_sub(columns.start), panel..panel + 1);
-            // SAFETY: only the panel's columns are touched, of which there are at most `MAX_WIDTH`, and
-            // column `columns.start` of a row lies at the row's beginning in `piece`.
+        for (term, left) in self.terms.iter().zip(lefts) {
+            let (left, panels) = (left.skip_rows(rows.start), panels.clone());
+            // SAFETY: only the panels' columns are touched, and column `columns.start` of a row lies at the row's
+            // beginning in `out`, where there is room for all of them.
             unsafe {
                 multiply(
-                    engine, left, rows, term.right, panels, start, out, MAX_WIDTH,
+                    engine,
+                    left,
+                    rows.len(),
+                    term.right,
+                    panels,
+                    start,
+                    out,
+                    stride,
                 )
             };
             start = Start::Out;
         }
-        columns
     }
 }
 
@@ -241,26 +270,49 @@ pub fn columns_times_rows<T: Element>(
             let depth = engine.words(part.len());
             let right_layout = Layout::new(depth, x.columns);
             let right = right.words(right_layout.len());
-            pack(engine, x, right_layout, right, &part, None);
+            pack_right(engine, x, right_layout, right, &part);
+            let right = Panels::new(right, right_layout);
             for WeightSum { dy, dw, db } in sums {
-                let left_layout = Layout::new(depth, dy.columns);
-                let left = left.words(left_layout.len());
-                pack(engine, *dy, left_layout, left, &part, db.as_ref());
-                let left = Panels::new(left, left_layout);
-                add_product(engine, left, Panels::new(right, right_layout), dw);
+                let strips = Strips {
+                    columns: dy.columns,
+                    words: strip_words(engine, depth),
+                };
+                let left = left.words(strips.count() * strips.words);
+                pack_left(engine, *dy, &strips, left, &part, db.as_ref());
+                add_product(engine, left, &strips, right, dw);
             }
         }
     });
 }
 
-/// Packs the rows in `part`, and adds their sum to `sums` if it is wanted.
-fn pack<T: Element>(
+/// How the columns of a left factor are packed.
+struct Strips {
+    columns: usize,
+    /// Of a strip.
+    words: usize,
+}
+
+impl Strips {
+    fn count(&self) -> usize {
+        self.columns.div_ceil(STRIP)
+    }
+
+    fn columns(&self, strip: usize) -> Range<usize> {
+        strip * STRIP..((strip + 1) * STRIP).min(self.columns)
+    }
+
+    fn words(&self, strip: usize) -> Range<usize> {
+        strip * self.words..(strip + 1) * self.words
+    }
+}
+
+/// Packs the rows in `part` as a right factor.
+fn pack_right<T: Element>(
     engine: Engine,
     matrix: Matrix<'_, T>,
     layout: Layout,
     out: &mut [u32],
     part: &Range<usize>,
-    sums: Option<&Disjoint<'_, f32>>,
 ) {
     let out = Disjoint::new(out);
     parallel_for(layout.panels(), |p| {
@@ -270,10 +322,29 @@ fn pack<T: Element>(
         let out = unsafe { out.slice(layout.range(p)) };
         let (stride, padded) = (matrix.columns, layout.padded(p));
         pack_rows(engine, from, stride, part.len(), columns.len(), padded, out);
+    });
+}
+
+/// Packs the rows in `part` as a left factor, and adds their sum to `sums` if it is wanted.
+fn pack_left<T: Element>(
+    engine: Engine,
+    matrix: Matrix<'_, T>,
+    strips: &Strips,
+    out: &mut [u32],
+    part: &Range<usize>,
+    sums: Option<&Disjoint<'_, f32>>,
+) {
+    let out = Disjoint::new(out);
+    parallel_for(strips.count(), |strip| {
+        let columns = strips.columns(strip);
+        let from = matrix.part(part, columns.start);
+        // SAFETY: each task writes its own strip.
+        let out = unsafe { out.slice(strips.words(strip)) };
+        pack_strip(engine, from, matrix.columns, part.len(), columns.len(), out);
         if let Some(sums) = sums {
             // SAFETY: each task adds to the sums of its own columns.
             let sums = unsafe { sums.slice(columns) };
-            add_rows(engine.cpu(), from, stride, part.len(), sums);
+            add_rows(engine.cpu(), from, matrix.columns, part.len(), sums);
         }
     });
 }
@@ -292,24 +363,43 @@ multiversion! {
     }
 }
 
-/// `dw += leftᵀ right` for packed factors of one depth; a task takes a panel of `left`, which is rows of
-/// `dw`, and some of `right`'s.
-fn add_product(engine: Engine, left: Panels<'_>, right: Panels<'_>, dw: &Disjoint<'_, f32>) {
-    let (rows, columns) = (left.layout(), right.layout());
-    if rows.panels() == 0 || columns.panels() == 0 {
+/// `dw += leftᵀ right` for packed factors of one depth. A task takes a strip of `left`, which is rows of `dw`, and a group of
+/// `right`'s panels that stay in the L2 cache, which all strips pass.
+fn add_product(
+    engine: Engine,
+    left: &[u32],
+    strips: &Strips,
+    right: Panels<'_>,
+    dw: &Disjoint<'_, f32>,
+) {
+    let Layout { width, depth, .. } = right.layout();
+    let (count, panels) = (strips.count(), right.layout().panels());
+    if count == 0 || panels == 0 {
         return;
     }
-    let groups = (2 * threads())
-        .div_ceil(rows.panels())
-        .min(columns.panels());
-    let group = columns.panels().div_ceil(groups);
-    parallel_for(rows.panels() * groups, |task| {
-        let (p, first) = (task / groups, task % groups * group);
-        let panels = first.min(columns.panels())..(first + group).min(columns.panels());
-        let words = Left::columns(left.panel(p), rows.padded(p));
-        let out = dw.pointer(rows.columns(p).start * columns.width);
-        let (count, stride) = (rows.columns(p).len(), columns.width);
+    let fit = l2_bytes() / 2 / (depth * MAX_WIDTH * size_of::<u32>()).max(1);
+    let groups = panels
+        .div_ceil(fit.max(1))
+        .max((2 * threads()).div_ceil(count));
+    let groups: Vec<_> = parts(&(0..panels), panels.div_ceil(groups)).collect();
+    parallel_for(groups.len() * count, |task| {
+        let (panels, strip) = (groups[task / count].clone(), task % count);
+        let columns = strips.columns(strip);
+        let left = &left[strips.words(strip)];
+        let left = Left::strip(engine, left, columns.len(), depth);
+        let out = dw.pointer(columns.start * width);
         // SAFETY: `dw` has `width` columns in each row, and each task has its own rows and panels.
-        unsafe { multiply(engine, words, count, right, panels, Start::Out, out, stride) };
+        unsafe {
+            multiply(
+                engine,
+                left,
+                columns.len(),
+                right,
+                panels,
+                Start::Out,
+                out,
+                width,
+            )
+        };
     });
 }
