@@ -1,7 +1,7 @@
 //! `training_args`: names, defaults and meaning as Hugging Face's `TrainingArguments`
 //! (transformers 5.23, `src/transformers/training_args.py`), plus `warmup_ratio` of version 4.
 //!
-//! One default differs: `bf16` is `"auto"`, on where the hardware multiplies bf16 natively.
+//! One default differs: `bf16` is `"auto"`, on where the hardware multiplies bf16 faster than f32.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -52,7 +52,7 @@ pub enum SchedulerType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum Bf16 {
-    /// On where the hardware does it natively.
+    /// On where the hardware does it faster than f32.
     Auto,
     /// On; emulated where the hardware has no such instructions.
     On,

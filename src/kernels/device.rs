@@ -25,10 +25,10 @@ impl Device {
         Ok(Self::Gpu(Gpu::open(0)?))
     }
 
-    /// Whether it multiplies bf16 natively; elsewhere [`Precision::Bf16`] is not faster than f32.
-    pub fn has_native_bf16(&self) -> bool {
+    /// Whether it multiplies bf16 faster than f32.
+    pub fn has_fast_bf16(&self) -> bool {
         match self {
-            Self::Cpu => Precision::native_bf16(),
+            Self::Cpu => Precision::fast_bf16(),
             // Every card that can be opened does.
             Self::Gpu(_) => true,
         }

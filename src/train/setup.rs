@@ -238,7 +238,7 @@ fn precision_of(bf16: Bf16, device: &Device) -> Precision {
     match bf16 {
         Bf16::On => Precision::Bf16,
         Bf16::Off => Precision::F32,
-        Bf16::Auto if device.has_native_bf16() => Precision::Bf16,
+        Bf16::Auto if device.has_fast_bf16() => Precision::Bf16,
         Bf16::Auto => Precision::F32,
     }
 }

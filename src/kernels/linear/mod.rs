@@ -36,8 +36,8 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether this CPU multiplies bf16 natively; elsewhere [`Self::Bf16`] is not faster than f32.
-    pub fn native_bf16() -> bool {
+    /// Whether this CPU multiplies bf16 faster than f32.
+    pub fn fast_bf16() -> bool {
         Engine::best(Self::Bf16).format().is_pairs()
     }
 
