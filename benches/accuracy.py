@@ -75,7 +75,7 @@ class Accuracy:
         return {**shared, **task["args"]}
 
     def chandler(self, task, seed, bf16=True):
-        args = {**self.args(task, seed), "bf16": "auto" if bf16 else False, "save_strategy": "no"}
+        args = {**self.args(task, seed), "bf16": bf16, "save_strategy": "no"}
         spec = {
             "model": str(self.environment.model(MINILM)),
             "task": "sequence_classification",
