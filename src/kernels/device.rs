@@ -63,11 +63,7 @@ pub struct Compute {
 impl Compute {
     /// What activations are kept as.
     pub fn storage(&self) -> DType {
-        match (&self.device, self.precision) {
-            (Device::Cpu, precision) => precision.storage(),
-            (Device::Gpu(_), Precision::Bf16) => DType::BF16,
-            (Device::Gpu(_), Precision::F32) => DType::F32,
-        }
+        self.precision.storage()
     }
 
     /// The same in f32.

@@ -92,29 +92,22 @@ impl<'a> Left<'a> {
             }
             Format::Pairs | Format::Tiles | Format::Rounded => {}
         }
-        let words = engine.words(depth);
-        let converted = buffer.words(rows * words);
-        convert_rows(engine, from, stride, rows, depth, converted);
-        Self::rows(converted, words)
+        Self::copy_of_rows(engine, from, stride, rows, depth, buffer)
     }
 
-    /// Rows of `depth` numbers, one after the other, copied into the form that products with many panels want: those
-    /// walk through a few rows at a time, word by word, which is slow for what is not in the cache yet.
+    /// The same, always converted. For narrow tiles and many panels: those walk through a few rows at a time, word by
+    /// word, which is slow for what is not in the cache yet.
     pub fn copy_of_rows<T: Element>(
         engine: Engine,
         from: &[T],
+        stride: usize,
         rows: usize,
         depth: usize,
         buffer: &'a mut Aligned,
     ) -> Self {
         let words = engine.words(depth);
         let copy = buffer.words(rows * words);
-        match T::as_pairs(from) {
-            Some(pairs) if engine.format().is_pairs() && engine.is_whole(depth) => {
-                copy.copy_from_slice(pairs);
-            }
-            _ => convert_rows(engine, from, depth, rows, depth, copy),
-        }
+        convert_rows(engine, from, stride, rows, depth, copy);
         Self::rows(copy, words)
     }
 

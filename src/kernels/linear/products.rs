@@ -17,7 +17,7 @@ use crate::kernels::pool::{Disjoint, parallel_for, threads};
 #[derive(Default)]
 struct Scratch {
     /// The piece of a sum that is being computed.
-    piece: Aligned,
+    buffer: Aligned,
     /// A block's rows of the left factors, where they have to be converted.
     converted: Vec<Aligned>,
 }
@@ -64,12 +64,11 @@ impl Grid {
         let groups = |(sum, of): (usize, &Sum<'_, T>)| {
             let panels = of.panels();
             let most = match wide {
-                true => of.panels_in(l2_bytes() / 2).clamp(1, fit),
+                true => panels_in_cache(of.depth()).min(fit),
                 false => panels.max(1),
             };
-            let groups = panels.div_ceil(most).max(threads().div_ceil(blocks));
-            let size = panels.div_ceil(groups).max(1);
-            parts(&(0..panels), size).map(move |panels| Group { sum, panels })
+            let groups = groups(panels, most, threads().div_ceil(blocks));
+            groups.map(move |panels| Group { sum, panels })
         };
         Self {
             rows,
@@ -104,6 +103,18 @@ fn parts(range: &Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
         .map(move |first| first..(first + size).min(end))
 }
 
+/// How many panels of so many words' depth stay in the L2 cache beside what passes them; at least one.
+fn panels_in_cache(depth: usize) -> usize {
+    let panel = (depth * MAX_WIDTH * size_of::<u32>()).max(1);
+    (l2_bytes() / 2 / panel).max(1)
+}
+
+/// Panels in groups of about one size: at most `most` in each, and at least so many groups, if there are as many panels.
+fn groups(panels: usize, most: usize, least: usize) -> impl Iterator<Item = Range<usize>> {
+    let groups = panels.div_ceil(most).max(least);
+    parts(&(0..panels), panels.div_ceil(groups).max(1))
+}
+
 /// One product of a sum: `left [rows, depth] · right`.
 #[derive(Clone, Copy)]
 pub struct Term<'a, T> {
@@ -130,21 +141,21 @@ pub fn rows_times_panels<T: Element>(
     parallel_for(grid.tasks(), |task| {
         let (group, block) = grid.task(task);
         let sum = &sums[group.sum];
-        SCRATCH.with_borrow_mut(|Scratch { piece, converted }| {
+        SCRATCH.with_borrow_mut(|Scratch { buffer, converted }| {
             let lefts = sum.lefts(engine, &block, converted);
-            for rows in parts(&(0..block.len()), grid.piece[0]) {
+            for rows in parts(&block, grid.piece[0]) {
                 for panels in parts(&group.panels, grid.piece[1]) {
                     let columns = sum.columns(&panels);
                     let stride = columns.len().next_multiple_of(LANES);
-                    let data = piece.floats(rows.len() * stride);
-                    sum.piece(engine, &lefts, &rows, panels, data, stride);
-                    finish(Piece {
+                    let mut piece = Piece {
                         sum: group.sum,
-                        rows: block.start + rows.start..block.start + rows.end,
+                        rows: rows.clone(),
                         columns,
                         stride,
-                        data,
-                    });
+                        data: buffer.floats(rows.len() * stride),
+                    };
+                    sum.compute(engine, &lefts, rows.start - block.start, panels, &mut piece);
+                    finish(piece);
                 }
             }
         });
@@ -160,10 +171,10 @@ impl<T> Sum<'_, T> {
         self.layout().map_or(0, |layout| layout.panels())
     }
 
-    /// How many panels of all terms so many bytes hold.
-    fn panels_in(&self, bytes: usize) -> usize {
+    /// Words of all terms together.
+    fn depth(&self) -> usize {
         let depths = self.terms.iter().map(|term| term.right.layout().depth);
-        bytes / (depths.sum::<usize>() * MAX_WIDTH * size_of::<u32>()).max(1)
+        depths.sum()
     }
 
     fn columns(&self, panels: &Range<usize>) -> Range<usize> {
@@ -186,44 +197,34 @@ impl<T: Element> Sum<'_, T> {
         let left = |(term, buffer): (&'b Term<'_, T>, &'b mut Aligned)| {
             let (depth, rows) = (term.depth, block.len());
             let from = &term.left[block.start * depth..block.end * depth];
-            match engine.has_wide_tiles() {
-                true => Left::of_rows(engine, from, depth, rows, depth, buffer),
-                false => Left::copy_of_rows(engine, from, rows, depth, buffer),
-            }
+            let rows_of = match engine.has_wide_tiles() {
+                true => Left::of_rows,
+                false => Left::copy_of_rows,
+            };
+            rows_of(engine, from, depth, rows, depth, buffer)
         };
         self.terms.iter().zip(buffers).map(left).collect()
     }
 
-    /// Computes some panels' columns of some of the left factors' rows: `out[rows][stride]`.
-    fn piece(
+    /// Computes a piece: some panels' columns of the left factors' rows from `first` on.
+    fn compute(
         &self,
         engine: Engine,
         lefts: &[Left<'_>],
-        rows: &Range<usize>,
+        first: usize,
         panels: Range<usize>,
-        out: &mut [f32],
-        stride: usize,
+        piece: &mut Piece<'_>,
     ) {
-        let columns = self.columns(&panels);
-        assert!(columns.len() <= stride && out.len() >= rows.len() * stride);
-        let out = out.as_mut_ptr().wrapping_sub(columns.start);
+        let (rows, columns, stride) = (piece.rows.len(), &piece.columns, piece.stride);
+        assert!(*columns == self.columns(&panels) && columns.len() <= stride);
+        assert!(piece.data.len() >= rows * stride);
+        let out = piece.data.as_mut_ptr().wrapping_sub(columns.start);
         let mut start = self.bias.map_or(Start::Zero, Start::Bias);
         for (term, left) in self.terms.iter().zip(lefts) {
-            let (left, panels) = (left.skip_rows(rows.start), panels.clone());
-            // SAFETY: only the panels' columns are touched, and column `columns.start` of a row lies at the row's
-            // beginning in `out`, where there is room for all of them.
-            unsafe {
-                multiply(
-                    engine,
-                    left,
-                    rows.len(),
-                    term.right,
-                    panels,
-                    start,
-                    out,
-                    stride,
-                )
-            };
+            let (left, right, panels) = (left.skip_rows(first), term.right, panels.clone());
+            // SAFETY: only the panels' columns are touched, which are the piece's, and column `columns.start` of a row lies
+            // at the row's beginning in the piece, where there is room for all of them.
+            unsafe { multiply(engine, left, rows, right, panels, start, out, stride) };
             start = Start::Out;
         }
     }
@@ -377,11 +378,8 @@ fn add_product(
     if count == 0 || panels == 0 {
         return;
     }
-    let fit = l2_bytes() / 2 / (depth * MAX_WIDTH * size_of::<u32>()).max(1);
-    let groups = panels
-        .div_ceil(fit.max(1))
-        .max((2 * threads()).div_ceil(count));
-    let groups: Vec<_> = parts(&(0..panels), panels.div_ceil(groups)).collect();
+    let least = (2 * threads()).div_ceil(count);
+    let groups: Vec<_> = groups(panels, panels_in_cache(depth), least).collect();
     parallel_for(groups.len() * count, |task| {
         let (panels, strip) = (groups[task / count].clone(), task % count);
         let columns = strips.columns(strip);
