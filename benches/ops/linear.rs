@@ -72,7 +72,7 @@ fn activated(bench: &mut Bench, hidden: usize, intermediate: usize) {
     let down = LinearWeight::new(&down, precision).unwrap();
     let to = Activated {
         activation: Activation::Gelu,
-        inner: &inner,
+        inner: Some(&inner),
         activated: &outer,
     };
     let back = Reactivated {

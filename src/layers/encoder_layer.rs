@@ -119,18 +119,18 @@ impl EncoderLayer {
         self.first.release();
     }
 
-    /// Exchanges the memory of all but the output with a layer of the same shape. No backward can follow what
-    /// either computed. In evaluation, where none does, one layer's memory serves all.
+    /// Exchanges the memory of all but the output (and of the feed-forward half, which takes none without a backward)
+    /// with a layer of the same shape. No backward can follow what either computed. In evaluation, where none does, one
+    /// layer's memory serves all.
     pub fn swap_buffers(&mut self, other: &mut Self) {
         (self.saved, other.saved) = (None, None);
         self.attention.swap_buffers(&mut other.attention);
         self.attention_norm.swap_buffers(&mut other.attention_norm);
-        self.feed_forward.swap_buffers(&mut other.feed_forward);
         self.output_norm.swap_buffers(&mut other.output_norm);
     }
 
-    /// The layer's output for the rows that `queries` selects, [T, D] or [B, D], from `x` [T, D], whose
-    /// contents must stay until the backward.
+    /// The layer's output for the rows that `queries` selects, [T, D] or [B, D], from `x` [T, D]. A backward may
+    /// follow if `keep`; until then the contents of `x` must stay.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -139,6 +139,7 @@ impl EncoderLayer {
         x: &Tensor,
         batch: &MicroBatch,
         queries: Queries,
+        keep: bool,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let keys = batch.keys(queries);
@@ -160,11 +161,12 @@ impl EncoderLayer {
         let middle = self
             .attention_norm
             .forward(&branch, Some(&residual(&rows, 1)))?;
-        self.feed_forward.forward(&middle, &branch, workspace)?;
+        self.feed_forward
+            .forward(&middle, &branch, keep, workspace)?;
         let out = self
             .output_norm
             .forward(&branch, Some(&residual(&middle, 2)))?;
-        self.saved = Some(SavedInputs {
+        self.saved = keep.then(|| SavedInputs {
             x: x.clone(),
             rows,
             middle,
@@ -310,7 +312,7 @@ mod tests {
         let mut workspace = Workspace::new(compute, shape.hidden_size, shape.intermediate_size);
         let input = x.to_device(&compute.device).unwrap();
         let out = layer
-            .forward(&input, batch, queries, &mut workspace)
+            .forward(&input, batch, queries, true, &mut workspace)
             .unwrap();
         let d_out = workspace.hidden.rows(out.dim(0).unwrap()).unwrap();
         set(&d_out, &view::read(&weights, <[f32]>::to_vec).unwrap());
@@ -376,7 +378,7 @@ mod tests {
             };
             let mut workspace = Workspace::new(compute, shape.hidden_size, shape.intermediate_size);
             let out = layer
-                .forward(&rows("x"), &batch, Queries::All, &mut workspace)
+                .forward(&rows("x"), &batch, Queries::All, true, &mut workspace)
                 .unwrap();
             let d_out = workspace.hidden.rows(batch.tokens()).unwrap();
             first_rows::cast(&rows("w"), &d_out).unwrap();

@@ -15,7 +15,8 @@ pub struct FeedForward {
     intermediate: Linear,
     output: Linear,
     activation: Activation,
-    /// [T, I]: before the activation. What is behind it all layers keep in the workspace, one after the other.
+    /// [T, I]: before the activation, for the backward pass. What is behind it all layers keep in the workspace, one after
+    /// the other.
     inner: Buffer,
 }
 
@@ -44,20 +45,25 @@ impl FeedForward {
         self.inner.release();
     }
 
-    /// Exchanges memory with a layer of the same shape; what either saved is lost to it.
-    pub fn swap_buffers(&mut self, other: &mut Self) {
-        std::mem::swap(&mut self.inner, &mut other.inner);
-    }
-
-    /// `out` [T, D] from `x` [T, D].
+    /// `out` [T, D] from `x` [T, D]. A backward may follow if `keep`.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn forward(&mut self, x: &Tensor, out: &Tensor, workspace: &mut Workspace) -> Result<()> {
+    pub fn forward(
+        &mut self,
+        x: &Tensor,
+        out: &Tensor,
+        keep: bool,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         let rows = x.dim(0)?;
-        let (inner, activated) = (self.inner.rows(rows)?, workspace.activated.rows(rows)?);
+        let inner = match keep {
+            true => Some(self.inner.rows(rows)?),
+            false => None,
+        };
+        let activated = workspace.activated.rows(rows)?;
         self.intermediate
-            .forward_activated(x, self.activation, &inner, &activated)?;
+            .forward_activated(x, self.activation, inner.as_ref(), &activated)?;
         self.output.forward(&activated, out)
     }
 

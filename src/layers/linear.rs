@@ -84,7 +84,7 @@ impl Linear {
         Self::backward_all(&[(self, d_out)], x, d_x, accumulate)
     }
 
-    /// `inner` from `x`, and `activated` = f(`inner`), all of them rows.
+    /// `inner` from `x`, if it is wanted, and `activated` = f(`inner`), all of them rows.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -92,7 +92,7 @@ impl Linear {
         &self,
         x: &Tensor,
         activation: Activation,
-        inner: &Tensor,
+        inner: Option<&Tensor>,
         activated: &Tensor,
     ) -> Result<()> {
         let to = Activated {

@@ -152,7 +152,7 @@ impl Bert {
         for index in 0..self.layers.len() {
             let queries = if index == last { queries } else { Queries::All };
             let layer = &mut self.layers[index];
-            hidden = layer.forward(&hidden, &self.batch, queries, &mut self.workspace)?;
+            hidden = layer.forward(&hidden, &self.batch, queries, keep, &mut self.workspace)?;
             if !keep {
                 self.hand_on(index);
             }

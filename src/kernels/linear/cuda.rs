@@ -92,9 +92,9 @@ pub fn forward_activated(
     bias: Option<&Tensor>,
     to: &Activated<'_>,
 ) -> Result<()> {
-    let out = to.inner;
+    let out = to.product();
     forward(gpu, x, &Projection { weight, bias, out })?;
-    to.activation.forward(to.inner, to.activated)
+    to.activation.forward(out, to.activated)
 }
 
 pub fn backward_input_all(

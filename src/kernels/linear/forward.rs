@@ -22,13 +22,21 @@ pub struct Projection<'a> {
     pub out: &'a Tensor,
 }
 
-/// A function of every element that follows a product while its result is in the cache: `inner` is before
-/// it, `activated` behind it, both [T, N].
+/// A function of every element that follows a product while its result is in the cache.
 #[derive(Clone, Copy)]
 pub struct Activated<'a> {
     pub activation: Activation,
-    pub inner: &'a Tensor,
+    /// [T, N]: what it is a function of, if a backward pass will ask.
+    pub inner: Option<&'a Tensor>,
+    /// [T, N]: what it gives.
     pub activated: &'a Tensor,
+}
+
+impl Activated<'_> {
+    /// Where the product goes: without a tensor of its own, to where the function's result takes its place.
+    pub(super) fn product(&self) -> &Tensor {
+        self.inner.unwrap_or(self.activated)
+    }
 }
 
 /// `out [T, N] = x [T, K] Wᵀ + bias [N]`.
@@ -84,20 +92,21 @@ fn forward_activated_of<T: Element>(
     bias: Option<&Tensor>,
     to: &Activated<'_>,
 ) -> Result<()> {
-    expect(to.activated, to.inner.dims())?;
-    let layer = Projection {
-        weight,
-        bias,
-        out: to.inner,
-    };
-    view::write_list(&[to.inner, to.activated], |outs: Vec<&mut [T]>| {
+    let out = to.product();
+    expect(to.activated, out.dims())?;
+    let layer = Projection { weight, bias, out };
+    let outs = [Some(to.activated), to.inner].into_iter().flatten();
+    view::write_list(&outs.collect::<Vec<_>>(), |outs: Vec<&mut [T]>| {
         let outs: Vec<_> = outs.into_iter().map(Disjoint::new).collect();
+        let activated = &outs[0];
+        let inner = outs.get(1).unwrap_or(activated);
         forward_into::<T>(x, &[layer], |cpu, mut piece| {
-            // The function of what is kept, so that the backward pass can compute it again.
-            store_rounding(cpu, &mut piece, weight.out_features, &outs[0]);
+            // The function of what is kept, so that the backward pass can compute it again; and of the same where nothing
+            // is kept (the line is then overwritten before it has left the cache).
+            store_rounding(cpu, &mut piece, weight.out_features, inner);
             // All of it, with whatever lies behind the columns.
             to.activation.apply(cpu, piece.data);
-            store(cpu, &piece, weight.out_features, &outs[1]);
+            store(cpu, &piece, weight.out_features, activated);
         })
     })
 }

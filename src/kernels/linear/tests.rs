@@ -247,7 +247,7 @@ fn layers_computed_together_are_those_computed_alone() {
             let (inner, activated) = (zeros(&[t, n]), zeros(&[t, n]));
             let to = Activated {
                 activation: Activation::Relu,
-                inner: &inner,
+                inner: Some(&inner),
                 activated: &activated,
             };
             forward_activated(&x, &weights[0], None, &to).unwrap();
@@ -283,6 +283,16 @@ fn layers_computed_together_are_those_computed_alone() {
             backward_input_activated(&dy, &behind, &back).unwrap();
             assert_eq!(wide(&again), wide(&activated), "{engine:?}");
             assert_ne!(wide(&activated), relu);
+
+            // And the same where nobody will ask what it was a function of.
+            let alone = zeros(&[t, n]);
+            let to = Activated {
+                inner: None,
+                activated: &alone,
+                ..to
+            };
+            forward_activated(&x, &weights[0], None, &to).unwrap();
+            assert_eq!(wide(&alone), wide(&activated), "{engine:?}");
         }
     }
 }
