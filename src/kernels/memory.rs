@@ -159,18 +159,45 @@ fn whole_pages(start: *mut u8, len: usize) -> Option<Range<usize>> {
 #[inline(always)]
 pub fn prefetch<T>(first: *const T, count: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
+    for line in lines(first, count) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
-        let first = first.cast::<i8>();
-        // The last number may lie in one more line than the numbers fill.
-        for at in (0..count * size_of::<T>() + LINE - 1).step_by(LINE) {
-            // SAFETY: whatever the address, nothing is read.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
+        // SAFETY: whatever the address, nothing is read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
+}
+
+/// The same for numbers that will be written: no other processor keeps a copy of the lines.
+#[inline(always)]
+pub fn prefetch_to_write<T>(first: *const T, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in lines(first, count) {
+        // SAFETY: whatever the address, nothing is read or written; processors without the instruction do nothing. (The
+        // intrinsic would become a plain prefetch, unless the whole program were compiled for newer ones.)
+        unsafe {
+            std::arch::asm!(
+                "prefetchw [{line}]",
+                line = in(reg) line,
+                options(nostack, preserves_flags, readonly),
+            );
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (first, count);
+}
+
+/// The cache lines of `count` numbers from `first` on. Not one more: it may be what another thread writes to.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn lines<T>(first: *const T, count: usize) -> impl Iterator<Item = *const i8> {
+    const LINE: usize = 64;
+    let first = first.cast::<i8>();
+    let inside = first.addr() % LINE;
+    let start = first.wrapping_sub(inside);
+    (0..inside + count * size_of::<T>())
+        .step_by(LINE)
+        .map(move |at| start.wrapping_add(at))
 }
 
 #[cfg(test)]

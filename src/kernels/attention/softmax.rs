@@ -14,7 +14,7 @@ use crate::kernels::dropout::{Dropout, GROUP, Group};
 use crate::kernels::element::Element;
 use crate::kernels::exp::exp;
 use crate::kernels::lanes::{LANES, Lanes};
-use crate::kernels::memory::prefetch;
+use crate::kernels::memory::prefetch_to_write;
 use crate::kernels::pool::Disjoint;
 
 /// The rows of a block of queries: `stride` numbers each, a multiple of [`LANES`], of which the first
@@ -304,7 +304,7 @@ multiversion! {
         let HeadRows { start, stride, dim } = place;
         for (row, (from, &factor)) in from.chunks_exact(dim).zip(factors).enumerate() {
             let start = start + row * stride;
-            prefetch(to.pointer(start).wrapping_add(AHEAD * stride), dim);
+            prefetch_to_write(to.pointer(start).wrapping_add(AHEAD * stride), dim);
             // SAFETY: the caller's promise.
             let to = unsafe { to.slice(start..start + dim) };
             for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::LANES;
-use crate::kernels::memory::prefetch;
+use crate::kernels::memory::{prefetch, prefetch_to_write};
 use crate::kernels::pool::Disjoint;
 
 /// Some rows of some columns, as f32: `data[row][stride]`.
@@ -43,7 +43,7 @@ unsafe fn line<'a, T>(
     out: &'a Disjoint<'_, T>,
 ) -> &'a mut [T] {
     let place = place(piece, width, row);
-    prefetch(
+    prefetch_to_write(
         out.pointer(place.start).wrapping_add(AHEAD * width),
         place.len(),
     );
