@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::{Loaded, Parameter, ParameterSource, Parameters};
+use super::{Loaded, Parameter, ParameterSource, Parameters, Stale};
 use crate::kernels::activation::Activation;
 use crate::kernels::device::Compute;
 use crate::kernels::first_rows;
@@ -36,6 +36,7 @@ impl Linear {
         let mut bias = source.parameter(&format!("{name}.bias"), &[outputs])?;
         let packed = LinearWeight::new(&weight.value, compute.precision)?;
         weight.rounded = packed.rounded().cloned();
+        weight.stale = Some(Stale::default());
         let dtype = compute.storage();
         if compute.device.gpu().is_some() && dtype != bias.value.dtype() {
             bias.rounded = Some(Tensor::zeros(outputs, dtype, &compute.device)?);
@@ -148,9 +149,11 @@ impl Linear {
         linear::backward_input_all(&shares.collect::<Vec<_>>(), d_x, accumulate)
     }
 
+    /// To be used: a stale gradient is then taken to be overwritten.
     fn gradient<'a>(&'a self, dy: &'a Tensor) -> Gradient<'a> {
         Gradient {
             dy,
+            accumulate: !self.weight.stale.iter().any(Stale::take),
             dw: &self.weight.grad,
             db: Some(&self.bias.grad),
         }

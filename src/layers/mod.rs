@@ -23,6 +23,6 @@ pub use feed_forward::FeedForward;
 pub use linear::Linear;
 pub use micro_batch::{DropoutSeed, MicroBatch};
 pub use norm::Norm;
-pub use parameters::{Loaded, Parameter, ParameterSource, Parameters};
+pub use parameters::{Loaded, Parameter, ParameterSource, Parameters, Stale};
 pub use self_attention::SelfAttention;
 pub use touched_rows::{RowSet, TouchedRows};

@@ -3,6 +3,7 @@
 
 use candle_core::Result;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::TouchedRows;
@@ -19,13 +20,33 @@ pub struct Parameter {
     pub name: String,
     /// The f32 master copy.
     pub value: Tensor,
-    /// Sum of gradients since it was last zeroed.
+    /// Sum of gradients since it was last zeroed. Call [`Self::settle`] before reading it where no backward may have come
+    /// since.
     pub grad: Tensor,
     /// On a GPU that computes in bf16: a copy of the value that its products read. The optimizer writes it with the
     /// value; who writes the value otherwise calls the layer's `weights_changed`.
     pub rounded: Option<Tensor>,
     /// For tables: which rows of the gradient may be other than zero. `None` is all.
     pub rows: Option<TouchedRows>,
+    /// For weights whose layer overwrites a stale gradient: whether this one is.
+    pub stale: Option<Stale>,
+}
+
+/// Whether a gradient counts as zero, whatever its memory holds from the step before. It is overwritten by the next one that
+/// the layer computes: nobody has to write zeros, and read them again to add to them. Clones share the mark, as clones of a
+/// parameter share its gradient.
+#[derive(Clone, Debug, Default)]
+pub struct Stale(Arc<AtomicBool>);
+
+impl Stale {
+    /// Whether it is; the caller overwrites the gradient.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Parameter {
@@ -41,6 +62,7 @@ impl Parameter {
             grad,
             rounded: None,
             rows: None,
+            stale: None,
         })
     }
 
@@ -56,11 +78,30 @@ impl Parameter {
         })
     }
 
-    /// Sets the gradient to zero.
+    /// Sets the gradient to zero, or leaves that to the next backward.
     ///
     /// # Errors
     /// If it is not an f32 tensor on the CPU.
     fn zero_grad(&self) -> Result<()> {
+        match &self.stale {
+            Some(stale) => stale.set(),
+            None => self.write_zeros()?,
+        }
+        Ok(())
+    }
+
+    /// Writes the zeros that a stale gradient counts as.
+    ///
+    /// # Errors
+    /// If it is not an f32 tensor on the CPU.
+    pub fn settle(&self) -> Result<()> {
+        match &self.stale {
+            Some(stale) if stale.take() => self.write_zeros(),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_zeros(&self) -> Result<()> {
         self.with_touched(|parts| view::write(&self.grad, |grad| gradient::zero(grad, parts)))?;
         self.rows.iter().for_each(TouchedRows::clear);
         Ok(())
@@ -71,6 +112,7 @@ impl Parameter {
     /// # Errors
     /// If it is not an f32 tensor on the CPU.
     fn grad_sum_of_squares(&self) -> Result<f64> {
+        self.settle()?;
         self.with_touched(|parts| {
             view::read(&self.grad, |grad| gradient::sum_of_squares(grad, parts))?
         })
@@ -207,5 +249,44 @@ impl Extend<Parameter> for Parameters {
     fn extend<I: IntoIterator<Item = Parameter>>(&mut self, parameters: I) {
         self.list.extend(parameters);
         self.table = OnceLock::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::device::Device;
+
+    #[test]
+    fn a_stale_gradient_counts_as_zero_until_it_is_overwritten() {
+        let value = Tensor::from_vec(vec![1f32, 2.0], 2, &Device::Cpu).unwrap();
+        let mut weight = Parameter::new("weight", value).unwrap();
+        weight.stale = Some(Stale::default());
+        let parameters = Parameters {
+            list: vec![weight.clone()],
+            ..Parameters::default()
+        };
+        let write = |numbers: [f32; 2]| {
+            view::write(&weight.grad, |grad| {
+                grad.copy_from_slice(&numbers);
+                Ok(())
+            })
+            .unwrap();
+        };
+        let norm = || parameters.grad_sums_of_squares().unwrap()[0];
+        write([3.0, 4.0]);
+        assert_eq!(norm(), 25.0);
+
+        parameters.zero_grad().unwrap();
+        // As the layer does.
+        assert!(weight.stale.iter().all(Stale::take));
+        write([6.0, 8.0]);
+        assert_eq!(norm(), 100.0);
+
+        // No backward came.
+        parameters.zero_grad().unwrap();
+        assert_eq!(norm(), 0.0);
+        assert_eq!(weight.grad.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+        assert!(!weight.stale.iter().any(Stale::take));
     }
 }

@@ -238,6 +238,7 @@ impl Slot {
             rows,
             width: self.parameter.row_width(),
         });
+        self.parameter.settle()?;
         view::read(&self.parameter.grad, |grad| {
             view::write(&self.exp_avg, |m| {
                 view::write(&self.exp_avg_sq, |v| {

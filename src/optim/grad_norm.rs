@@ -52,6 +52,7 @@ mod tests {
                 grad: Tensor::from_slice(grad, grad.len(), &Device::Cpu).unwrap(),
                 rounded: None,
                 rows: None,
+                stale: None,
             };
             parameters.push(parameter);
         }

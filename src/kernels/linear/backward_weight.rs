@@ -1,4 +1,4 @@
-//! `dw += dyᵀ x` and `db += Σ dy`, also of several layers of one input.
+//! `dw = dyᵀ x`, or `+=`, and `db += Σ dy`, also of several layers of one input.
 
 use candle_core::Result;
 
@@ -15,6 +15,8 @@ use crate::kernels::{profile, view};
 pub struct Gradient<'a> {
     /// [T, N]
     pub dy: &'a Tensor,
+    /// Whether to add to `dw`; otherwise it is overwritten. (`db` is added to in any case.)
+    pub accumulate: bool,
     /// [N, K]
     pub dw: &'a Tensor,
     /// [N]
@@ -32,7 +34,13 @@ pub fn backward_weight(
     dw: &Tensor,
     db: Option<&Tensor>,
 ) -> Result<()> {
-    backward_weight_all(&[Gradient { dy, dw, db }], x, precision)
+    let gradient = Gradient {
+        dy,
+        accumulate: true,
+        dw,
+        db,
+    };
+    backward_weight_all(&[gradient], x, precision)
 }
 
 /// Several layers of one input, which is packed once.
@@ -65,7 +73,7 @@ fn backward_weight_of<T: Element>(
 ) -> Result<()> {
     let (rows, k) = x.dims2()?;
     let (mut flop, mut bytes) = (0, size_of::<T>() * rows * k);
-    for Gradient { dy, dw, db } in layers {
+    for Gradient { dy, dw, db, .. } in layers {
         let n = dy.dim(1)?;
         expect(dy, &[rows, n])?;
         expect(dw, &[n, k])?;
@@ -89,6 +97,7 @@ fn backward_weight_of<T: Element>(
                     .filter_map(|(layer, dy)| {
                         Some(WeightSum {
                             dy: Matrix::new(dy, layer.dy.dim(1).ok()?),
+                            accumulate: layer.accumulate,
                             dw: outs.next()?,
                             db: layer.db.and_then(|_| outs.next()),
                         })

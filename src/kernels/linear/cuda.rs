@@ -143,7 +143,8 @@ pub fn backward_input_activated(
 pub fn backward_weight_all(gpu: &Arc<Gpu>, layers: &[Gradient<'_>], x: &Tensor) -> Result<()> {
     let (rows, columns) = x.dims2()?;
     let dtype = x.dtype();
-    for Gradient { dy, dw, db } in layers {
+    for layer in layers {
+        let Gradient { dy, dw, db, .. } = layer;
         let width = dy.dim(1)?;
         expect(dy, &[rows, width])?;
         expect(dw, &[width, columns])?;
@@ -155,7 +156,10 @@ pub fn backward_weight_all(gpu: &Arc<Gpu>, layers: &[Gradient<'_>], x: &Tensor) 
             right: factor(gpu, x, dtype, false)?,
             out: gpu.address(dw, DType::F32)?,
             out_dtype: DType::F32,
-            epilogue: Epilogue::Accumulate,
+            epilogue: match layer.accumulate {
+                true => Epilogue::Accumulate,
+                false => Epilogue::None,
+            },
         };
         // SAFETY: the factors and the output are of these sizes, and not one tensor.
         unsafe { gpu.multiply(&product) }?;

@@ -248,9 +248,10 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// `dw += dyᵀ x` and, if it is wanted, `db +=` the column sums of `dy`.
+/// `dw = dyᵀ x`, or `+=`, and, if it is wanted, `db +=` the column sums of `dy`.
 pub struct WeightSum<'a, T> {
     pub dy: Matrix<'a, T>,
+    pub accumulate: bool,
     pub dw: Disjoint<'a, f32>,
     pub db: Option<Disjoint<'a, f32>>,
 }
@@ -265,6 +266,12 @@ pub fn columns_times_rows<T: Element>(
     sums: &[WeightSum<'_, T>],
     x: Matrix<'_, T>,
 ) {
+    if rows == 0 {
+        for sum in sums.iter().filter(|sum| !sum.accumulate) {
+            // SAFETY: nobody else holds the gradients meanwhile.
+            unsafe { sum.dw.slice(0..sum.dw.len()) }.fill(0.0);
+        }
+    }
     FACTORS.with_borrow_mut(|[left, right]| {
         for first in (0..rows).step_by(engine.numbers(DEPTH)) {
             let part = first..(first + engine.numbers(DEPTH)).min(rows);
@@ -273,14 +280,19 @@ pub fn columns_times_rows<T: Element>(
             let right = right.words(right_layout.len());
             pack_right(engine, x, right_layout, right, &part);
             let right = Panels::new(right, right_layout);
-            for WeightSum { dy, dw, db } in sums {
+            for sum in sums {
+                let WeightSum { dy, dw, db, .. } = sum;
                 let strips = Strips {
                     columns: dy.columns,
                     words: strip_words(engine, depth),
                 };
                 let left = left.words(strips.count() * strips.words);
                 pack_left(engine, *dy, &strips, left, &part, db.as_ref());
-                add_product(engine, left, &strips, right, dw);
+                let start = match first {
+                    0 if !sum.accumulate => Start::Zero,
+                    _ => Start::Out,
+                };
+                add_product(engine, left, &strips, right, start, dw);
             }
         }
     });
@@ -364,13 +376,14 @@ multiversion! {
     }
 }
 
-/// `dw += leftᵀ right` for packed factors of one depth. A task takes a strip of `left`, which is rows of `dw`, and a group of
+/// `dw = start + leftᵀ right` for packed factors of one depth. A task takes a strip of `left`, which is rows of `dw`, and a group of
 /// `right`'s panels that stay in the L2 cache, which all strips pass.
 fn add_product(
     engine: Engine,
     left: &[u32],
     strips: &Strips,
     right: Panels<'_>,
+    start: Start<'_>,
     dw: &Disjoint<'_, f32>,
 ) {
     let Layout { width, depth, .. } = right.layout();
@@ -394,7 +407,7 @@ fn add_product(
                 columns.len(),
                 right,
                 panels,
-                Start::Out,
+                start,
                 out,
                 width,
             )

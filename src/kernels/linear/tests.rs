@@ -61,7 +61,13 @@ impl Case {
         forward(&x, &w, Some(&tensor(self.b.clone(), &[n])), &y).unwrap();
         backward_input(&dy, &w, &dx, true).unwrap();
         let (dy, dw, db) = (&dy, &dw, Some(&db));
-        backward_weight_on(self.engine, &[Gradient { dy, dw, db }], &x).unwrap();
+        let gradient = Gradient {
+            dy,
+            accumulate: true,
+            dw,
+            db,
+        };
+        backward_weight_on(self.engine, &[gradient], &x).unwrap();
         let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
         [&wide(&y), &wide(&dx), dw, db.unwrap()].map(values)
     }
@@ -293,6 +299,52 @@ fn layers_computed_together_are_those_computed_alone() {
             };
             forward_activated(&x, &weights[0], None, &to).unwrap();
             assert_eq!(wide(&alone), wide(&activated), "{engine:?}");
+        }
+    }
+}
+
+/// As if it had been zero, to the bit, whatever it held.
+#[test]
+fn a_gradient_is_overwritten_on_request() {
+    let devices = [Device::Cpu, device()];
+    for dims in [[0, 8, 8], [3, 96, 64], [2500, 16, 8]] {
+        for engine in Engine::each() {
+            let case = Case::new(engine, dims);
+            let run = |device: &Device, accumulate: bool, held: f32| {
+                let [t, n, k] = dims;
+                let on = |data: &[f32], dims: &[usize]| {
+                    tensor(data.to_vec(), dims).to_device(device).unwrap()
+                };
+                let (x, dy) = (on(&case.x, &[t, k]), on(&case.dy, &[t, n]));
+                let dw = on(&vec![held; n * k], &[n, k]);
+                let gradient = Gradient {
+                    dy: &dy,
+                    accumulate,
+                    dw: &dw,
+                    db: None,
+                };
+                match device {
+                    Device::Cpu => backward_weight_on(engine, &[gradient], &x).unwrap(),
+                    Device::Gpu(_) => {
+                        backward_weight_all(&[gradient], &x, Precision::F32).unwrap();
+                    }
+                }
+                values(&dw)
+                    .into_iter()
+                    .map(f32::to_bits)
+                    .collect::<Vec<_>>()
+            };
+            for device in &devices {
+                if dims[0] == 0 && device.gpu().is_some() {
+                    continue; // It refuses products without rows.
+                }
+                let expected = run(device, true, 0.0);
+                assert_eq!(
+                    run(device, false, f32::NAN),
+                    expected,
+                    "{engine:?} {dims:?}"
+                );
+            }
         }
     }
 }
