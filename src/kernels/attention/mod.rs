@@ -19,7 +19,7 @@ use super::element::{Element, for_dtype};
 use super::gemm::Engine;
 use super::linear::Precision;
 use super::numbers::Numbers;
-use super::pool::{Disjoint, parallel_for};
+use super::pool::{Disjoint, parallel_for, threads};
 use super::profile;
 use super::view::{self, read, write};
 use crate::kernels::tensor::Tensor;
@@ -168,6 +168,9 @@ impl Attention<'_> {
     }
 }
 
+/// Tasks for each thread, at least, so that all end at about the same time.
+const TASKS: usize = 16;
+
 struct Plan<'a> {
     attention: &'a Attention<'a>,
     engine: Engine,
@@ -177,10 +180,17 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// A task takes heads that are neighbours, where that leaves enough tasks: their columns lie beside each other, and
+    /// two threads that write to neighbouring lines of memory take these from each other.
     fn for_each_head(&self, f: impl Fn(Head<'_>) + Sync) {
-        let heads = self.attention.num_heads;
-        parallel_for(self.order.len() * heads, |task| {
-            f(self.head(self.order[task / heads], task % heads));
+        let (heads, sequences) = (self.attention.num_heads, self.order.len());
+        let together = (heads * sequences / (TASKS * threads())).clamp(1, heads);
+        let groups = heads.div_ceil(together);
+        parallel_for(sequences * groups, |task| {
+            let first = task % groups * together;
+            for head in first..(first + together).min(heads) {
+                f(self.head(self.order[task / groups], head));
+            }
         });
     }
 
