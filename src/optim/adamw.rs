@@ -142,7 +142,9 @@ impl AdamW {
         if gate.is_some() {
             bail!("parameters on the host cannot be scaled by a GPU's number")
         }
-        for slot in &mut self.slots {
+        // From the last to the first: the last gradients were read last, for their norm, and the next forward pass begins
+        // with the first weights. So more of both is still in the cache.
+        for slot in self.slots.iter_mut().rev() {
             slot.apply(if slot.decays { &with_decay } else { &without })?;
         }
         Ok(())

@@ -307,8 +307,14 @@ multiversion! {
             prefetch_to_write(to.pointer(start).wrapping_add(AHEAD * stride), dim);
             // SAFETY: the caller's promise.
             let to = unsafe { to.slice(start..start + dim) };
-            for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
-                T::store_part(S::load_part(from).mul(S::splat(factor)), to);
+            let factor = S::splat(factor);
+            let (vectors, rest) = from.as_chunks::<LANES>();
+            let (whole, to_rest) = to.as_chunks_mut::<LANES>();
+            for (from, to) in vectors.iter().zip(whole) {
+                T::store(S::load(from).mul(factor), to);
+            }
+            if !rest.is_empty() {
+                T::store_part(S::load_part(rest).mul(factor), to_rest);
             }
         }
     }
