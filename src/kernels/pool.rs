@@ -22,16 +22,19 @@ const YIELD: Duration = Duration::from_millis(1);
 const MAX_THREADS: usize = 1024;
 
 /// Calls `f(0)`, …, `f(tasks - 1)`, each exactly once, possibly on several threads, and returns when all
-/// are done. Which thread runs which task is not fixed, so a task must own what it writes.
+/// are done. Which thread runs which task is not fixed, so a task must own what it writes. But each thread begins with
+/// its share of neighbouring tasks: where these are rows, it finds in its caches what it wrote there in the op before, which
+/// is slow to fetch from another core, and slower from one that does not share an L3 cache.
 ///
 /// # Panics
 /// If a task does, with that task's payload, after the other threads have let go of `f`.
 pub fn parallel_for(tasks: usize, f: impl Fn(usize) + Sync) {
     if tasks > 1
         && threads() > 1
+        && let Ok(count) = u32::try_from(tasks)
         && let Some(submitter) = POOL.try_submit()
     {
-        POOL.run(submitter, tasks, &f);
+        POOL.run(submitter, count, &f);
     } else {
         (0..tasks).for_each(f);
     }
@@ -122,8 +125,63 @@ const NUMBER: u64 = 1 << 17;
 type Task = dyn Fn(usize) + Sync;
 
 struct Job {
-    tasks: usize,
+    threads: usize,
     f: *const Task,
+}
+
+/// A range of tasks in one word, the first in the upper half. It has cache lines of its own: usually only one thread
+/// touches it.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, tasks: Range<u32>) {
+        self.0.store(to_word(&tasks), Ordering::Relaxed);
+    }
+
+    /// The first of its tasks, for the thread whose share it is.
+    fn first(&self) -> Option<u32> {
+        self.take(|tasks| tasks.next())
+    }
+
+    /// The last, for a thread that is done with its own.
+    fn last(&self) -> Option<u32> {
+        self.take(|tasks| tasks.next_back())
+    }
+
+    fn take(&self, from: impl Fn(&mut Range<u32>) -> Option<u32>) -> Option<u32> {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+            let mut tasks = (word >> 32) as u32..word as u32;
+            let task = from(&mut tasks)?;
+            let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+            match self
+                .0
+                .compare_exchange_weak(word, to_word(&tasks), set, get)
+            {
+                Ok(_) => return Some(task),
+                Err(now) => word = now,
+            }
+        }
+    }
+}
+
+fn to_word(tasks: &Range<u32>) -> u64 {
+    u64::from(tasks.start) << 32 | u64::from(tasks.end)
+}
+
+/// Neighbouring tasks to each share, as many to all, or one more.
+fn share_out(tasks: u32, shares: &[Share]) {
+    let count = shares.len() as u64;
+    let mut end = 0;
+    for (share, i) in shares.iter().zip(1..) {
+        let start = end;
+        #[expect(clippy::cast_possible_truncation, reason = "at most `tasks`")]
+        let upto = (u64::from(tasks) * i / count) as u32;
+        end = upto;
+        share.set(start..end);
+    }
 }
 
 struct Pool {
@@ -134,7 +192,6 @@ struct Pool {
     submitter: Mutex<()>,
     ticket: AtomicU64,
     job: UnsafeCell<Job>,
-    next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -154,15 +211,17 @@ static POOL: Pool = Pool {
     submitter: Mutex::new(()),
     ticket: AtomicU64::new(0),
     job: UnsafeCell::new(Job {
-        tasks: 0,
+        threads: 0,
         f: std::ptr::null::<fn(usize)>() as *const Task,
     }),
-    next: AtomicUsize::new(0),
     panic: Mutex::new(None),
     sleepers: AtomicUsize::new(0),
     bed: Mutex::new(()),
     wake: Condvar::new(),
 };
+
+/// The tasks of each of the job's threads that are not yet begun; the submitter's come first.
+static SHARES: [Share; MAX_THREADS] = [const { Share(AtomicU64::new(0)) }; MAX_THREADS];
 
 thread_local! {
     /// Whether this thread has done what [`flush_denormals`] asks.
@@ -192,16 +251,17 @@ impl Pool {
         }
     }
 
-    fn run(&self, submitter: MutexGuard<'_, ()>, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    fn run(&self, submitter: MutexGuard<'_, ()>, tasks: u32, f: &(dyn Fn(usize) + Sync)) {
         // SAFETY: this thread holds `submitter`, and the last job was closed and let go of by all. The
         // lifetime of `f` is erased; it outlives the job because this call returns only after `close`.
+        let threads = threads();
         unsafe {
             *self.job.get() = Job {
-                tasks,
+                threads,
                 f: std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(f),
             };
         }
-        self.next.store(0, Ordering::Relaxed);
+        share_out(tasks, &SHARES[..threads]);
         let number = self.ticket.load(Ordering::Relaxed) & !(NUMBER - 1);
         let ticket = number.wrapping_add(NUMBER) | OPEN;
         // Sequentially consistent against `sleepers`: either a worker about to sleep sees this ticket, or
@@ -211,7 +271,7 @@ impl Pool {
             drop(lock(&self.bed));
             self.wake.notify_all();
         }
-        self.take_tasks(tasks, f);
+        self.take_tasks(0, threads, f);
         self.close();
         let panic = lock(&self.panic).take();
         drop(submitter);
@@ -229,19 +289,22 @@ impl Pool {
         }
     }
 
-    /// Runs tasks until none is left. After a panic the rest is not begun.
-    fn take_tasks(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    /// Runs this thread's share of the tasks, from the first on, then what is left of others' shares, from the last on.
+    /// After a panic the rest is not begun.
+    fn take_tasks(&self, thread: usize, threads: usize, f: &(dyn Fn(usize) + Sync)) {
+        let shares = &SHARES[..threads];
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
+            while let Some(task) = shares[thread].first() {
+                f(task as usize);
+            }
+            for other in 1..threads {
+                while let Some(task) = shares[(thread + other) % threads].last() {
+                    f(task as usize);
                 }
-                f(task);
             }
         }));
         if let Err(payload) = result {
-            self.next.store(tasks, Ordering::Relaxed);
+            shares.iter().for_each(|share| share.set(0..0));
             lock(&self.panic).get_or_insert(payload);
         }
     }
@@ -255,11 +318,13 @@ impl Pool {
                 flush_denormals_here();
             }
             // SAFETY: this worker holds the ticket, so the submitter keeps the job in place and `f` alive.
-            let (tasks, f) = unsafe {
+            let (threads, f) = unsafe {
                 let job = &*self.job.get();
-                (job.tasks, &*job.f)
+                (job.threads, &*job.f)
             };
-            self.take_tasks(tasks, f);
+            if index + 1 < threads {
+                self.take_tasks(index + 1, threads, f);
+            }
             self.ticket.fetch_sub(1, Ordering::Release);
         }
     }
@@ -359,6 +424,22 @@ mod tests {
                 assert_eq!(counts(tasks), vec![1; tasks]);
             }
         }
+    }
+
+    #[test]
+    fn a_thread_begins_with_neighbours_and_helps_others_from_their_end() {
+        let shares = [const { Share(AtomicU64::new(0)) }; 3];
+        share_out(8, &shares);
+        let first = |share: &Share| std::iter::from_fn(|| share.first()).collect::<Vec<_>>();
+        assert_eq!([shares[1].last(), shares[1].last()], [Some(4), Some(3)]);
+        assert_eq!(shares[2].first(), Some(5));
+        assert_eq!(shares[2].last(), Some(7));
+        assert_eq!(shares.each_ref().map(first), [vec![0, 1], vec![2], vec![6]]);
+        assert_eq!([shares[0].first(), shares[0].last()], [None, None]);
+        share_out(1, &shares);
+        assert_eq!(shares.each_ref().map(first), [vec![], vec![], vec![0]]);
+        share_out(u32::MAX, &shares);
+        assert_eq!(shares[2].last(), Some(u32::MAX - 1));
     }
 
     #[test]

@@ -154,11 +154,14 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// Orders the work: the longest sequences first, so that no thread is left with one at the end.
+    /// Orders the work: each thread's share of the sequences is neighbours, as in other ops, the longest of them first, so
+    /// that no thread is left with one at the end.
     fn plan(&self, engine: Engine, ctx: &Tensor) -> Result<Plan<'_>> {
         let lengths: Vec<u32> = self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
         let mut order: Vec<usize> = (0..lengths.len()).collect();
-        order.sort_by_key(|&sequence| Reverse(lengths[sequence]));
+        for share in order.chunks_mut(lengths.len().div_ceil(threads()).max(1)) {
+            share.sort_by_key(|&sequence| Reverse(lengths[sequence]));
+        }
         Ok(Plan {
             attention: self,
             engine,

@@ -82,15 +82,21 @@ impl Grid {
         self.rows.div_ceil(self.block)
     }
 
-    /// Blocks of one group follow each other, while that is in the cache.
     fn tasks(&self) -> usize {
         self.groups.len() * self.blocks()
     }
 
+    /// A thread's tasks are those of some neighbouring blocks, as in other ops; blocks of one group follow each other, while
+    /// that is in the cache.
     fn task(&self, task: usize) -> (&Group, Range<usize>) {
-        let start = task % self.blocks() * self.block;
+        let (groups, blocks) = (self.groups.len(), self.blocks());
+        let together = blocks.div_ceil(threads());
+        let first = task / (groups * together) * together;
+        let here = together.min(blocks - first);
+        let within = task - first * groups;
+        let start = (first + within % here) * self.block;
         let rows = start..(start + self.block).min(self.rows);
-        (&self.groups[task / self.blocks()], rows)
+        (&self.groups[within / here], rows)
     }
 }
 
