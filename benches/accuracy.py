@@ -63,7 +63,8 @@ class Accuracy:
         self.environment = environment.Environment(options.cache, options.peer_python)
         self.corpora = Corpora(options.data, self.environment.cache / "rows")
         self.peer = Peer(self.environment, self.environment.cache / "peer", environment.tcmalloc())
-        self.program = options.program or environment.build_chandler()
+        ours = options.plot or "chandler" in options.sides
+        self.program = options.program or (environment.build_chandler() if ours else None)
         self.results = {}
 
     def files(self, task):

@@ -1,5 +1,7 @@
 //! The left factor, and the forms that tiles read it in.
 
+use std::ops::Range;
+
 use super::aligned::{Aligned, as_words};
 use super::panels::{Square, convert_rows, pack_rows, row_to_words};
 use super::tile::MAX_WIDTH;
@@ -8,8 +10,8 @@ use crate::kernels::cpu::multiversion;
 use crate::kernels::element::Element;
 use crate::kernels::lanes::LANES;
 
-/// Columns that are packed together.
-pub const STRIP: usize = MAX_WIDTH;
+/// Columns of a strip.
+const STRIP: usize = MAX_WIDTH;
 
 /// Words behind each sliver, so that those of one strip do not all fall into one set of the L1 cache.
 const GAP: usize = LANES;
@@ -48,23 +50,6 @@ impl<'a> Left<'a> {
             row_stride: 1,
             depth_stride,
             sliver: None,
-        }
-    }
-
-    /// Up to [`STRIP`] columns packed by [`pack_strip`].
-    pub fn strip(engine: Engine, words: &'a [u32], columns: usize, depth: usize) -> Self {
-        if engine.format() == Format::Tiles {
-            return Self::columns(words, columns.next_multiple_of(LANES));
-        }
-        let rows = engine.tile_rows();
-        Self {
-            words,
-            row_stride: 1,
-            depth_stride: rows,
-            sliver: Some(Sliver {
-                rows,
-                words: rows * depth + GAP,
-            }),
         }
     }
 
@@ -162,30 +147,83 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Words of a strip of so many words' depth.
-pub fn strip_words(engine: Engine, depth: usize) -> usize {
-    STRIP * depth + STRIP.div_ceil(engine.tile_rows()) * GAP
+/// How columns are packed as the left factor of a product over the rows: in strips of [`STRIP`] columns, one after the other,
+/// and in these a tile's columns, word after word, one sliver after the other. (Read where they lie, a tile would use a few
+/// words of every line of the cache that it walks through.)
+#[derive(Clone, Copy)]
+pub struct Strips {
+    engine: Engine,
+    /// Words for all rows.
+    depth: usize,
+    columns: usize,
 }
 
-/// Packs up to [`STRIP`] columns of `rows` rows, `stride` apart, as the left factor of a product over the rows, to be read
-/// with [`Left::strip`]: a tile's columns, word after word, one sliver after the other. (Read where they lie, a tile would
-/// use a few words of every line of the cache that it walks through.)
-pub fn pack_strip<T: Element>(
-    engine: Engine,
-    from: &[T],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    out: &mut [u32],
-) {
-    let depth = engine.words(rows);
-    if engine.format() == Format::Tiles {
-        let padded = columns.next_multiple_of(LANES);
-        let out = &mut out[..depth * padded];
-        return pack_rows(engine, from, stride, rows, columns, padded, out);
+impl Strips {
+    /// For `columns` columns of `rows` rows.
+    pub fn new(engine: Engine, rows: usize, columns: usize) -> Self {
+        Self {
+            engine,
+            depth: engine.words(rows),
+            columns,
+        }
     }
-    let (cpu, format, tile) = (engine.cpu(), engine.format(), engine.tile_rows());
-    rows_to_slivers(cpu, format, tile, from, stride, rows, columns, depth, out);
+
+    pub fn count(&self) -> usize {
+        self.columns.div_ceil(STRIP)
+    }
+
+    /// The columns in a strip.
+    pub fn columns(&self, strip: usize) -> Range<usize> {
+        strip * STRIP..((strip + 1) * STRIP).min(self.columns)
+    }
+
+    /// Where a strip's words are.
+    pub fn range(&self, strip: usize) -> Range<usize> {
+        let words = STRIP * self.depth + STRIP.div_ceil(self.engine.tile_rows()) * GAP;
+        strip * words..(strip + 1) * words
+    }
+
+    /// How many words there are.
+    pub fn len(&self) -> usize {
+        self.range(self.count()).start
+    }
+
+    /// Packs a strip into `out`: the first of its columns is that of `from`, whose rows are `stride` apart.
+    pub fn pack<T: Element>(
+        &self,
+        strip: usize,
+        from: &[T],
+        stride: usize,
+        rows: usize,
+        out: &mut [u32],
+    ) {
+        let (engine, depth, columns) = (self.engine, self.depth, self.columns(strip).len());
+        if engine.format() == Format::Tiles {
+            let padded = columns.next_multiple_of(LANES);
+            let out = &mut out[..depth * padded];
+            return pack_rows(engine, from, stride, rows, columns, padded, out);
+        }
+        let (cpu, format, tile) = (engine.cpu(), engine.format(), engine.tile_rows());
+        rows_to_slivers(cpu, format, tile, from, stride, rows, columns, depth, out);
+    }
+
+    /// A strip of what was packed.
+    pub fn left<'a>(&self, strip: usize, words: &'a [u32]) -> Left<'a> {
+        let words = &words[self.range(strip)];
+        if self.engine.format() == Format::Tiles {
+            return Left::columns(words, self.columns(strip).len().next_multiple_of(LANES));
+        }
+        let rows = self.engine.tile_rows();
+        Left {
+            words,
+            row_stride: 1,
+            depth_stride: rows,
+            sliver: Some(Sliver {
+                rows,
+                words: rows * self.depth + GAP,
+            }),
+        }
+    }
 }
 
 multiversion! {

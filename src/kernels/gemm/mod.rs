@@ -22,7 +22,7 @@ use std::ops::Range;
 pub use aligned::{Aligned, as_bf16, as_pairs, as_words};
 #[cfg(target_arch = "x86_64")]
 pub use amx::products as tile_products;
-pub use left::{Left, STRIP, pack_strip, strip_words};
+pub use left::{Left, Strips};
 pub use panels::{Layout, Panels, convert_rows, pack_columns, pack_rows, zip_rows};
 pub use tile::MAX_WIDTH;
 use tile::{MAX_ROWS, Tile, TileStart};

@@ -7,8 +7,7 @@ use super::pieces::Piece;
 use crate::kernels::cpu::{l2_bytes, multiversion};
 use crate::kernels::element::Element;
 use crate::kernels::gemm::{
-    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, STRIP, Start, multiply, pack_rows,
-    pack_strip, strip_words,
+    Aligned, DEPTH, Engine, Layout, Left, MAX_WIDTH, Panels, Start, Strips, multiply, pack_rows,
 };
 use crate::kernels::lanes::LANES;
 use crate::kernels::pool::{Disjoint, parallel_for, threads};
@@ -288,41 +287,17 @@ pub fn columns_times_rows<T: Element>(
             let right = Panels::new(right, right_layout);
             for sum in sums {
                 let WeightSum { dy, dw, db, .. } = sum;
-                let strips = Strips {
-                    columns: dy.columns,
-                    words: strip_words(engine, depth),
-                };
-                let left = left.words(strips.count() * strips.words);
-                pack_left(engine, *dy, &strips, left, &part, db.as_ref());
+                let strips = Strips::new(engine, part.len(), dy.columns);
+                let left = left.words(strips.len());
+                pack_left(engine, *dy, strips, left, &part, db.as_ref());
                 let start = match first {
                     0 if !sum.accumulate => Start::Zero,
                     _ => Start::Out,
                 };
-                add_product(engine, left, &strips, right, start, dw);
+                add_product(engine, left, strips, right, start, dw);
             }
         }
     });
-}
-
-/// How the columns of a left factor are packed.
-struct Strips {
-    columns: usize,
-    /// Of a strip.
-    words: usize,
-}
-
-impl Strips {
-    fn count(&self) -> usize {
-        self.columns.div_ceil(STRIP)
-    }
-
-    fn columns(&self, strip: usize) -> Range<usize> {
-        strip * STRIP..((strip + 1) * STRIP).min(self.columns)
-    }
-
-    fn words(&self, strip: usize) -> Range<usize> {
-        strip * self.words..(strip + 1) * self.words
-    }
 }
 
 /// Packs the rows in `part` as a right factor.
@@ -348,7 +323,7 @@ fn pack_right<T: Element>(
 fn pack_left<T: Element>(
     engine: Engine,
     matrix: Matrix<'_, T>,
-    strips: &Strips,
+    strips: Strips,
     out: &mut [u32],
     part: &Range<usize>,
     sums: Option<&Disjoint<'_, f32>>,
@@ -358,8 +333,8 @@ fn pack_left<T: Element>(
         let columns = strips.columns(strip);
         let from = matrix.part(part, columns.start);
         // SAFETY: each task writes its own strip.
-        let out = unsafe { out.slice(strips.words(strip)) };
-        pack_strip(engine, from, matrix.columns, part.len(), columns.len(), out);
+        let out = unsafe { out.slice(strips.range(strip)) };
+        strips.pack(strip, from, matrix.columns, part.len(), out);
         if let Some(sums) = sums {
             // SAFETY: each task adds to the sums of its own columns.
             let sums = unsafe { sums.slice(columns) };
@@ -387,7 +362,7 @@ multiversion! {
 fn add_product(
     engine: Engine,
     left: &[u32],
-    strips: &Strips,
+    strips: Strips,
     right: Panels<'_>,
     start: Start<'_>,
     dw: &Disjoint<'_, f32>,
@@ -402,8 +377,7 @@ fn add_product(
     parallel_for(groups.len() * count, |task| {
         let (panels, strip) = (groups[task / count].clone(), task % count);
         let columns = strips.columns(strip);
-        let left = &left[strips.words(strip)];
-        let left = Left::strip(engine, left, columns.len(), depth);
+        let left = strips.left(strip, left);
         let out = dw.pointer(columns.start * width);
         // SAFETY: `dw` has `width` columns in each row, and each task has its own rows and panels.
         unsafe {
