@@ -5,14 +5,18 @@
 //! waited for. One job runs at a time; a call while another runs (nested, or from a second thread) does its
 //! tasks in the caller.
 
+mod disjoint;
+mod share;
+
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
-use std::marker::PhantomData;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+
+pub use disjoint::Disjoint;
+use share::{Share, share_out};
 
 /// How long an idle worker burns its core, waiting for the next op of the same step.
 const SPIN: Duration = Duration::from_micros(20);
@@ -66,57 +70,6 @@ pub fn flush_denormals() {
     flush_denormals_here();
 }
 
-/// A slice of which the tasks of one [`parallel_for`] write different parts.
-pub struct Disjoint<'a, T> {
-    start: *mut T,
-    len: usize,
-    slice: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: it only hands out `&mut [T]`, through an unsafe method whose caller promises that no two overlap.
-unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
-
-impl<'a, T> Disjoint<'a, T> {
-    pub fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            slice: PhantomData,
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The elements in `range`.
-    ///
-    /// # Safety
-    /// While the answer lives, no other task may hold an element of `range`.
-    ///
-    /// # Panics
-    /// If `range` is not within the slice.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: in bounds as just checked; exclusive by this method's contract.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-
-    /// Where element `index` lies, for writers that touch only some columns of several rows.
-    ///
-    /// # Panics
-    /// If `index` is beyond the end of the slice.
-    pub fn pointer(&self, index: usize) -> *mut T {
-        assert!(index <= self.len);
-        self.start.wrapping_add(index)
-    }
-}
-
 /// `ticket` is one word: how many workers hold the job (16 bits), whether more may take it, its number.
 const HOLDERS: u64 = 0xFFFF;
 const OPEN: u64 = 1 << 16;
@@ -127,61 +80,6 @@ type Task = dyn Fn(usize) + Sync;
 struct Job {
     threads: usize,
     f: *const Task,
-}
-
-/// A range of tasks in one word, the first in the upper half. It has cache lines of its own: usually only one thread
-/// touches it.
-#[repr(align(128))]
-struct Share(AtomicU64);
-
-impl Share {
-    fn set(&self, tasks: Range<u32>) {
-        self.0.store(to_word(&tasks), Ordering::Relaxed);
-    }
-
-    /// The first of its tasks, for the thread whose share it is.
-    fn first(&self) -> Option<u32> {
-        self.take(|tasks| tasks.next())
-    }
-
-    /// The last, for a thread that is done with its own.
-    fn last(&self) -> Option<u32> {
-        self.take(|tasks| tasks.next_back())
-    }
-
-    fn take(&self, from: impl Fn(&mut Range<u32>) -> Option<u32>) -> Option<u32> {
-        let mut word = self.0.load(Ordering::Relaxed);
-        loop {
-            #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-            let mut tasks = (word >> 32) as u32..word as u32;
-            let task = from(&mut tasks)?;
-            let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
-            match self
-                .0
-                .compare_exchange_weak(word, to_word(&tasks), set, get)
-            {
-                Ok(_) => return Some(task),
-                Err(now) => word = now,
-            }
-        }
-    }
-}
-
-fn to_word(tasks: &Range<u32>) -> u64 {
-    u64::from(tasks.start) << 32 | u64::from(tasks.end)
-}
-
-/// Neighbouring tasks to each share, as many to all, or one more.
-fn share_out(tasks: u32, shares: &[Share]) {
-    let count = shares.len() as u64;
-    let mut end = 0;
-    for (share, i) in shares.iter().zip(1..) {
-        let start = end;
-        #[expect(clippy::cast_possible_truncation, reason = "at most `tasks`")]
-        let upto = (u64::from(tasks) * i / count) as u32;
-        end = upto;
-        share.set(start..end);
-    }
 }
 
 struct Pool {
@@ -221,7 +119,7 @@ static POOL: Pool = Pool {
 };
 
 /// The tasks of each of the job's threads that are not yet begun; the submitter's come first.
-static SHARES: [Share; MAX_THREADS] = [const { Share(AtomicU64::new(0)) }; MAX_THREADS];
+static SHARES: [Share; MAX_THREADS] = [const { Share::new() }; MAX_THREADS];
 
 thread_local! {
     /// Whether this thread has done what [`flush_denormals`] asks.
@@ -252,9 +150,9 @@ impl Pool {
     }
 
     fn run(&self, submitter: MutexGuard<'_, ()>, tasks: u32, f: &(dyn Fn(usize) + Sync)) {
+        let threads = threads();
         // SAFETY: this thread holds `submitter`, and the last job was closed and let go of by all. The
         // lifetime of `f` is erased; it outlives the job because this call returns only after `close`.
-        let threads = threads();
         unsafe {
             *self.job.get() = Job {
                 threads,
@@ -424,22 +322,6 @@ mod tests {
                 assert_eq!(counts(tasks), vec![1; tasks]);
             }
         }
-    }
-
-    #[test]
-    fn a_thread_begins_with_neighbours_and_helps_others_from_their_end() {
-        let shares = [const { Share(AtomicU64::new(0)) }; 3];
-        share_out(8, &shares);
-        let first = |share: &Share| std::iter::from_fn(|| share.first()).collect::<Vec<_>>();
-        assert_eq!([shares[1].last(), shares[1].last()], [Some(4), Some(3)]);
-        assert_eq!(shares[2].first(), Some(5));
-        assert_eq!(shares[2].last(), Some(7));
-        assert_eq!(shares.each_ref().map(first), [vec![0, 1], vec![2], vec![6]]);
-        assert_eq!([shares[0].first(), shares[0].last()], [None, None]);
-        share_out(1, &shares);
-        assert_eq!(shares.each_ref().map(first), [vec![], vec![], vec![0]]);
-        share_out(u32::MAX, &shares);
-        assert_eq!(shares[2].last(), Some(u32::MAX - 1));
     }
 
     #[test]
