@@ -73,12 +73,12 @@ GROUPED = {"group_by_length": True}
 
 ROWS = [
     Row("sst2", "SST-2, batch 32, bf16, HF groups by length", "sst2", 6920, 32, 512, 2.7, peer=GROUPED),
-    Row("imdb512", "IMDB, up to 512 tokens, batch 16, bf16", "imdb", 96, 16, 512, 13.0),
+    Row("imdb512", "IMDB, up to 512 tokens, batch 16, bf16", "imdb", 320, 16, 512, 13.0),
     Row(
         "tutorial",
         "IMDB as tutorials do it: HF pads to 512, fp32, batch 8; chandler's defaults",
         "imdb",
-        24,
+        96,
         8,
         512,
         50.0,
