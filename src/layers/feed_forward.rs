@@ -57,10 +57,7 @@ impl FeedForward {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let rows = x.dim(0)?;
-        let inner = match keep {
-            true => Some(self.inner.rows(rows)?),
-            false => None,
-        };
+        let inner = keep.then(|| self.inner.rows(rows)).transpose()?;
         let activated = workspace.activated.rows(rows)?;
         self.intermediate
             .forward_activated(x, self.activation, inner.as_ref(), &activated)?;

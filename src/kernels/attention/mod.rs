@@ -19,7 +19,7 @@ use super::element::{Element, for_dtype};
 use super::gemm::Engine;
 use super::linear::Precision;
 use super::numbers::Numbers;
-use super::pool::{Disjoint, parallel_for, threads};
+use super::pool::{Disjoint, parallel_for, shares, threads};
 use super::profile;
 use super::view::{self, read, write};
 use crate::kernels::tensor::Tensor;
@@ -159,8 +159,8 @@ impl Attention<'_> {
     fn plan(&self, engine: Engine, ctx: &Tensor) -> Result<Plan<'_>> {
         let lengths: Vec<u32> = self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
         let mut order: Vec<usize> = (0..lengths.len()).collect();
-        for share in order.chunks_mut(lengths.len().div_ceil(threads()).max(1)) {
-            share.sort_by_key(|&sequence| Reverse(lengths[sequence]));
+        for share in shares(order.len()) {
+            order[share].sort_by_key(|&sequence| Reverse(lengths[sequence]));
         }
         Ok(Plan {
             attention: self,
@@ -178,7 +178,7 @@ struct Plan<'a> {
     attention: &'a Attention<'a>,
     engine: Engine,
     hidden: usize,
-    /// Sequences, longest first.
+    /// Sequences, the longest of each thread's share first.
     order: Vec<usize>,
 }
 

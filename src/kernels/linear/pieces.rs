@@ -57,13 +57,8 @@ multiversion! {
         for (row, data) in piece.data.chunks_exact(piece.stride).enumerate() {
             // SAFETY: pieces do not overlap, and each is finished once.
             let out = unsafe { line(piece, width, row, out) };
-            let (vectors, _) = data.as_chunks::<LANES>();
-            let (whole, rest) = out.as_chunks_mut::<LANES>();
-            for (data, out) in vectors.iter().zip(whole.iter_mut()) {
-                T::store(S::load(data), out);
-            }
-            if let (Some(data), false) = (vectors.get(whole.len()), rest.is_empty()) {
-                T::store_part(S::load(data), rest);
+            for (data, out) in data.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
+                T::store_part(S::load_part(data), out);
             }
         }
     }

@@ -357,8 +357,8 @@ multiversion! {
     }
 }
 
-/// `dw = start + leftᵀ right` for packed factors of one depth. A task takes a strip of `left`, which is rows of `dw`, and a group of
-/// `right`'s panels that stay in the L2 cache, which all strips pass.
+/// `dw = start + leftᵀ right` for packed factors of one depth. A task takes a strip of `left`, which is rows of `dw`, and a
+/// group of `right`'s panels that stay in the L2 cache, which all strips pass.
 fn add_product(
     engine: Engine,
     left: &[u32],

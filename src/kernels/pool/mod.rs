@@ -10,13 +10,14 @@ mod share;
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 pub use disjoint::Disjoint;
-use share::{Share, share_out};
+use share::{Share, cut, share_out};
 
 /// How long an idle worker burns its core, waiting for the next op of the same step.
 const SPIN: Duration = Duration::from_micros(20);
@@ -42,6 +43,11 @@ pub fn parallel_for(tasks: usize, f: impl Fn(usize) + Sync) {
     } else {
         (0..tasks).for_each(f);
     }
+}
+
+/// What each thread begins with, of `count` things whose tasks follow each other in order.
+pub fn shares(count: usize) -> impl Iterator<Item = Range<usize>> {
+    cut(count, threads())
 }
 
 /// Sets how many threads work on an op, the caller among them; at least one. Results do not depend on it.
@@ -220,6 +226,7 @@ impl Pool {
                 let job = &*self.job.get();
                 (job.threads, &*job.f)
             };
+            // A thread that was added since the job began has no share.
             if index + 1 < threads {
                 self.take_tasks(index + 1, threads, f);
             }

@@ -49,16 +49,18 @@ fn to_word(tasks: &Range<u32>) -> u64 {
     u64::from(tasks.start) << 32 | u64::from(tasks.end)
 }
 
-/// Neighbouring tasks to each share, as many to all, or one more.
+/// What each of so many threads begins with: neighbours, as many for all, or one more.
+pub fn cut(count: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let (each, rest) = (count / threads, count % threads);
+    let start = move |thread| each * thread + rest * thread / threads;
+    (0..threads).map(move |thread| start(thread)..start(thread + 1))
+}
+
+/// Deals out all tasks.
 pub fn share_out(tasks: u32, shares: &[Share]) {
-    let count = shares.len() as u64;
-    let mut end = 0;
-    for (share, i) in shares.iter().zip(1..) {
-        let start = end;
+    for (share, own) in shares.iter().zip(cut(tasks as usize, shares.len())) {
         #[expect(clippy::cast_possible_truncation, reason = "at most `tasks`")]
-        let upto = (u64::from(tasks) * i / count) as u32;
-        end = upto;
-        share.set(start..end);
+        share.set(own.start as u32..own.end as u32);
     }
 }
 
